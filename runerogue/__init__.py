@@ -1,0 +1,1 @@
+"""The frame: settings, routes, Celery and the embedded engines."""

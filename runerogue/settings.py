@@ -1,0 +1,289 @@
+"""Every setting, read once from the environment. docs/settings.md says what each is for.
+
+A wrong value raises ImproperlyConfigured with the name, what was given and what would do. Nothing else in the
+product reads the environment.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import django_stubs_ext
+import environ
+from django.core.exceptions import ImproperlyConfigured
+
+from runerogue.stack import home as stack_home
+
+django_stubs_ext.monkeypatch()
+
+T = TypeVar("T")
+
+HOME = stack_home.current()
+RUNNING = HOME.running_settings()
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+
+def read(name: str, default: T, parse: Callable[[str], T], hint: str) -> T:
+    """The setting `name`, parsed; the default when it is unset or empty."""
+    text = os.environ.get(name, "").strip() or RUNNING.get(name, "")
+    if not text:
+        return default
+    try:
+        return parse(text)
+    except (ValueError, KeyError) as error:
+        raise ImproperlyConfigured(f"{name}={text!r} is not valid. Hint: {hint}") from error
+
+
+def as_bool(text: str) -> bool:
+    return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+
+
+def one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in allowed:
+            raise ValueError(text)
+        return text.lower()
+
+    return parse
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return parse
+
+
+def as_list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def as_steps(text: str) -> tuple[int, ...]:
+    steps = tuple(int(part) for part in as_list(text))
+    if not steps or list(steps) != sorted(set(steps)) or steps[0] < 1 or steps[-1] != 100:
+        raise ValueError(text)
+    return steps
+
+
+def as_networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    return tuple(ipaddress.ip_network(part) for part in as_list(text))
+
+
+def as_database(text: str) -> dict[str, object]:
+    parsed = dict(environ.Env.db_url_config(text))
+    if parsed.get("ENGINE") not in ("django.db.backends.postgresql", "django.db.backends.postgresql_psycopg2"):
+        raise ValueError("not PostgreSQL")
+    if not parsed.get("NAME"):
+        raise ValueError("no database name")
+    # The same engine, counting its queries: RuneRogue measures itself like any other service.
+    return {**parsed, "ENGINE": "django_prometheus.db.backends.postgresql"}
+
+
+# --- Where things live -------------------------------------------------------------------------------------------
+
+RUNEROGUE_HOME: Path = HOME.folder
+RUNEROGUE_HOST = read("RUNEROGUE_HOST", "127.0.0.1", str, "an address to listen on, such as 127.0.0.1")
+RUNEROGUE_PORT = read("RUNEROGUE_PORT", HOME.port(), whole(1, 65535), "a port from 1 to 65535")
+HAPROXY_SOCKET = read("HAPROXY_SOCKET", str(HOME.haproxy_socket), str, "the path of HAProxy's runtime API socket")
+SUPERVISOR_SOCKET = str(HOME.supervisor_socket)
+SERVICE_PORTS: tuple[int, ...] = read(
+    "SERVICE_PORTS", HOME.service_ports(), lambda text: tuple(int(p) for p in as_list(text)), "ports such as 8100,8101"
+)
+
+# --- What RuneRogue does by itself -------------------------------------------------------------------------------
+
+TIERS = ("low", "medium", "high", "critical")
+SELF_BUILD_ENABLED = read("SELF_BUILD_ENABLED", True, as_bool, "true or false")
+SELF_BUILD_RISK_THRESHOLD = read(
+    "SELF_BUILD_RISK_THRESHOLD",
+    "medium",
+    one_of("low", "medium", "high"),
+    "the highest tier started by itself: low, medium or high",
+)
+SELF_BUILD_APPROVAL_REQUIRED = read(
+    "SELF_BUILD_APPROVAL_REQUIRED",
+    "high",
+    one_of("low", "medium", "high"),
+    "the tier from which people must sign: low, medium or high",
+)
+METRICS_COLLECTION_INTERVAL = read("METRICS_COLLECTION_INTERVAL", 60, whole(1, 3600), "seconds, 1 to 3600")
+IMPROVEMENT_SUGGESTION_FREQUENCY = read(
+    "IMPROVEMENT_SUGGESTION_FREQUENCY",
+    "weekly",
+    one_of("hourly", "daily", "weekly", "monthly"),
+    "hourly, daily, weekly or monthly",
+)
+ANALYSIS_INTERVAL = read("ANALYSIS_INTERVAL", 900, whole(5, 86400), "seconds, 5 to 86400")
+TICK_SECONDS = read("TICK_SECONDS", 5, whole(1, 300), "seconds, 1 to 300")
+LEASE_SECONDS = read("LEASE_SECONDS", 15, whole(3, 600), "seconds, 3 to 600")
+ROLLOUT_STEPS: tuple[int, ...] = read(
+    "ROLLOUT_STEPS", as_steps("10,50,100"), as_steps, "rising percentages that end in 100, such as 10,50,100"
+)
+ROLLOUT_STEP_SECONDS = read("ROLLOUT_STEP_SECONDS", 300, whole(1, 86400), "seconds, 1 to 86400")
+ROLLOUT_STEP_REQUESTS = read(
+    "ROLLOUT_STEP_REQUESTS", 200, whole(1, 10_000_000), "requests to the candidate, at least 1"
+)
+BAKE_SECONDS = read("BAKE_SECONDS", 600, whole(1, 604800), "seconds, 1 to 604800")
+WATCH_SECONDS = read("WATCH_SECONDS", 3600, whole(1, 604800), "seconds, 1 to 604800")
+APPROVAL_EXPIRY_HOURS = read("APPROVAL_EXPIRY_HOURS", 72, whole(1, 8760), "hours, 1 to 8760")
+MONITORING_ALLOWED_NETWORKS = read(
+    "MONITORING_ALLOWED_NETWORKS",
+    as_networks("127.0.0.0/8,::1/128"),
+    as_networks,
+    "networks such as 127.0.0.0/8,10.1.0.0/16",
+)
+
+DEPLOYER = read("DEPLOYER", "haproxy", str, "haproxy, or the name of an installed deployer")
+
+# --- Django ------------------------------------------------------------------------------------------------------
+
+DEBUG = read("DEBUG", False, as_bool, "true or false")
+SECRET_KEY = read("SECRET_KEY", HOME.secret("secret_key") or "", str, "50 random characters")
+if not SECRET_KEY:
+    raise ImproperlyConfigured(
+        f"SECRET_KEY is not set and {HOME.folder} holds none. Hint: `make run` makes one on first start; "
+        "with engines of your own, set SECRET_KEY to 50 random characters."
+    )
+ALLOWED_HOSTS = read(
+    "ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"], as_list, "host names such as runerogue.example.org"
+)
+CSRF_TRUSTED_ORIGINS = read(
+    "CSRF_TRUSTED_ORIGINS", list[str](), as_list, "origins such as https://runerogue.example.org"
+)
+# Behind TLS: secure cookies, HSTS and the redirect. On loopback over plain HTTP the sign-in would not work with them.
+HTTPS = read("HTTPS", False, as_bool, "true when people reach RuneRogue over https")
+SECURE_SSL_REDIRECT = HTTPS
+SESSION_COOKIE_SECURE = HTTPS
+CSRF_COOKIE_SECURE = HTTPS
+SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = HTTPS
+SECURE_HSTS_PRELOAD = HTTPS
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
+SECURE_REDIRECT_EXEMPT = [r"^health/live$", r"^health/ready$", r"^metrics$"]
+SESSION_COOKIE_HTTPONLY = True
+X_FRAME_OPTIONS = "DENY"
+
+INSTALLED_APPS = [
+    "runerogue",
+    "improvements",
+    "analysis",
+    "monitoring",
+    "approvals",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.humanize",
+    "django.contrib.postgres",
+    "rest_framework",
+    "django_celery_beat",
+    "django_prometheus",
+    "csp",
+]
+MIDDLEWARE = [
+    "django_prometheus.middleware.PrometheusBeforeMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "monitoring.instrumentation.BoundedPrometheusMiddleware",
+]
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": ["'self'"],
+        "img-src": ["'self'", "data:"],
+        "object-src": ["'none'"],
+        "base-uri": ["'none'"],
+        "form-action": ["'self'"],
+        "frame-ancestors": ["'none'"],
+    }
+}
+ROOT_URLCONF = "runerogue.urls"
+WSGI_APPLICATION = "runerogue.wsgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+LOGIN_URL = "admin:login"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+LANGUAGE_CODE = "en-us"
+TIME_ZONE = "UTC"
+USE_TZ = True
+
+# --- Engines -----------------------------------------------------------------------------------------------------
+
+DATABASES = {
+    "default": {
+        **read(
+            "DATABASE_URL",
+            as_database(HOME.database_url()),
+            as_database,
+            "postgresql://user:password@host:5432/name (PostgreSQL only)",
+        ),
+        "CONN_MAX_AGE": 60,
+        "CONN_HEALTH_CHECKS": True,
+    }
+}
+DATABASES["default"].setdefault("OPTIONS", {})
+DATABASES["default"]["OPTIONS"].setdefault("connect_timeout", 5)  # type: ignore[attr-defined]
+REDIS_URL = read("REDIS_URL", HOME.redis_url(), str, "redis://host:6379/0 or unix:///path/valkey.sock")
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": REDIS_URL}}
+# kombu spells the same socket in its own way.
+CELERY_BROKER_URL = (
+    REDIS_URL.replace("unix://", "redis+socket://", 1).replace("?db=", "?virtual_host=")
+    if REDIS_URL.startswith("unix://")
+    else REDIS_URL
+)
+
+# --- Files and logs ----------------------------------------------------------------------------------------------
+
+STATIC_URL = "static/"
+STATIC_ROOT = RUNEROGUE_HOME / "static"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
+}
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "{asctime} {levelname} {name} {message}", "style": "{"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["console"], "level": "INFO"},
+    "loggers": {"httpx": {"level": "WARNING"}},
+}
+
+REST_FRAMEWORK = {
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+}
