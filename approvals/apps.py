@@ -1,0 +1,11 @@
+from django.apps import AppConfig
+from django.db.models.signals import post_migrate
+
+
+class ApprovalsConfig(AppConfig):
+    name = "approvals"
+
+    def ready(self) -> None:
+        from approvals import roles
+
+        post_migrate.connect(roles.prepare, sender=self, dispatch_uid="approvals.roles.prepare")

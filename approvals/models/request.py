@@ -1,0 +1,112 @@
+"""Approval requests and the signatures under them. `approvals.requests` is the only writer."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+
+from approvals.policy import Decision, RequestState, Requirement, Role, Tier
+
+
+class ApprovalRequestQuerySet(models.QuerySet["ApprovalRequest"]):
+    def open(self) -> ApprovalRequestQuerySet:
+        return self.filter(state=RequestState.OPEN)
+
+    def overdue(self, now: dt.datetime) -> ApprovalRequestQuerySet:
+        return self.open().filter(expires_at__lte=now)
+
+    def about(self, kind: str, subject_id: int) -> ApprovalRequestQuerySet:
+        return self.filter(subject_kind=kind, subject_id=subject_id)
+
+
+class ApprovalRequest(models.Model):
+    """One question to people: may exactly this, with exactly this evidence, under exactly this policy, go ahead?"""
+
+    subject_kind = models.CharField(max_length=80)
+    subject_id = models.BigIntegerField()
+    title = models.CharField(max_length=200)
+    url = models.CharField("page", max_length=500, blank=True)
+    tier = models.CharField(max_length=10, choices=[(tier.value, tier.value) for tier in Tier])
+    requirement = models.JSONField()
+    fingerprint = models.CharField(max_length=64)
+    policy_version = models.CharField(max_length=40)
+    # None: RuneRogue proposed it by itself. People who took part are never deleted, only made inactive.
+    proposed_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+    edited_by = models.ManyToManyField(settings.AUTH_USER_MODEL, blank=True, related_name="+")
+    facts = models.JSONField(default=dict)
+    state = models.CharField(
+        max_length=10, choices=[(state.value, state.value) for state in RequestState], default=RequestState.OPEN.value
+    )
+    created_at = models.DateTimeField()
+    expires_at = models.DateTimeField()
+    decided_at = models.DateTimeField(null=True, blank=True)
+    because = models.TextField("why it is in this state", blank=True)
+
+    objects = ApprovalRequestQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-created_at", "-id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["subject_kind", "subject_id"],
+                condition=Q(state=RequestState.OPEN.value),
+                name="one_open_request_per_subject",
+                violation_error_message="This subject has an open request already.",
+            ),
+            models.CheckConstraint(
+                condition=Q(state=RequestState.OPEN.value, decided_at=None)
+                | ~Q(state=RequestState.OPEN.value) & Q(decided_at__isnull=False),
+                name="decided_requests_have_a_time",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["subject_kind", "subject_id", "-created_at"], name="request_subject"),
+            models.Index(fields=["expires_at"], condition=Q(state=RequestState.OPEN.value), name="request_overdue"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.title} ({self.tier})"
+
+    @property
+    def needs(self) -> Requirement:
+        return Requirement.from_json(self.requirement)
+
+
+class SignatureQuerySet(models.QuerySet["Signature"]):
+    def standing(self) -> SignatureQuerySet:
+        """Those that count: given and not voided."""
+        return self.filter(voided_at=None)
+
+
+class Signature(models.Model):
+    """One person's decision on one request, and the fingerprint they saw when they made it."""
+
+    request = models.ForeignKey(ApprovalRequest, on_delete=models.PROTECT, related_name="signatures")
+    person = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    role = models.CharField("as", max_length=20, choices=[(role.value, role.title) for role in Role])
+    decision = models.CharField(max_length=10, choices=[(one.value, one.value) for one in Decision])
+    reason = models.TextField(blank=True)
+    fingerprint = models.CharField(max_length=64)
+    at = models.DateTimeField()
+    voided_at = models.DateTimeField(null=True, blank=True)
+    voided_because = models.TextField(blank=True)
+
+    objects = SignatureQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["at", "id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["request", "person"],
+                condition=Q(voided_at=None),
+                name="one_standing_signature_per_person",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.person} {self.decision}"
