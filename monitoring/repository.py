@@ -1,0 +1,166 @@
+"""Git, as the pipeline needs it: worktrees to prove things in, a commit per improvement, merges that can be undone.
+
+Every call has a timeout, runs no hooks and reads no personal configuration. Branches move by compare-and-set, so a
+commit that somebody pushed meanwhile is never lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from monitoring.models import Service
+
+TIMEOUT_SECONDS = 60
+_IDENTITY = {
+    "GIT_AUTHOR_NAME": "RuneRogue",
+    "GIT_AUTHOR_EMAIL": "runerogue@localhost",
+    "GIT_COMMITTER_NAME": "RuneRogue",
+    "GIT_COMMITTER_EMAIL": "runerogue@localhost",
+}
+
+
+class GitError(Exception):
+    """A git command failed. The message holds the command and what git said."""
+
+
+class BranchMoved(GitError):
+    """The branch is no longer where it was when the work began."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A git repository on disk, and the branch its service runs from."""
+
+    path: Path
+    branch: str = "main"
+
+    def git(self, *arguments: str, cwd: Path | None = None) -> str:
+        environment = {
+            "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+            "HOME": "/nonexistent",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_TERMINAL_PROMPT": "0",
+            **_IDENTITY,
+        }
+        # safe.directory: the repository may belong to the user whom the service runs as.
+        command = ["git", "-c", "core.hooksPath=/dev/null", "-c", "safe.directory=*", *arguments]
+        try:
+            done = subprocess.run(
+                command, cwd=cwd or self.path, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+            )
+        except subprocess.TimeoutExpired as late:
+            raise GitError(
+                f"git {' '.join(arguments)} took more than {TIMEOUT_SECONDS} s in {cwd or self.path}"
+            ) from late
+        if done.returncode:
+            raise GitError(
+                f"git {' '.join(arguments)} failed in {cwd or self.path}: {done.stderr.strip() or done.stdout}"
+            )
+        return done.stdout
+
+    def head(self) -> str:
+        """The commit at the tip of the branch, 40 hex digits."""
+        return self.git("rev-parse", "--verify", f"refs/heads/{self.branch}^{{commit}}").strip()
+
+    def tree(self, commit: str) -> str:
+        return self.git("rev-parse", "--verify", f"{commit}^{{tree}}").strip()
+
+    def contains(self, commit: str) -> bool:
+        """Is `commit` part of the branch's history?"""
+        if not commit:
+            return False
+        found = self.git("for-each-ref", "--contains", commit, "--format=%(refname)", f"refs/heads/{self.branch}")
+        return bool(found.strip())
+
+    def diff(self, old: str, new: str) -> str:
+        return self.git("diff", "--no-color", "--no-ext-diff", "--find-renames", old, new)
+
+    def changed_paths(self, old: str, new: str) -> list[str]:
+        return [path for path in self.git("diff", "--no-renames", "--name-only", "-z", old, new).split("\0") if path]
+
+    @contextlib.contextmanager
+    def worktree(self, folder: Path, commit: str) -> Iterator[Path]:
+        """`commit` checked out under `folder`, removed afterwards. What a dead worker left there is cleared first."""
+        self._remove_worktree(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self.git("worktree", "add", "--detach", "--force", str(folder), commit)
+        try:
+            yield folder
+        finally:
+            self._remove_worktree(folder)
+
+    def _remove_worktree(self, folder: Path) -> None:
+        if folder.exists():
+            shutil.rmtree(folder)
+        self.git("worktree", "prune")
+
+    def commit_files(self, folder: Path, *, base: str, files: Mapping[str, str], message: str) -> str:
+        """Write `files` (path to text) into a worktree of `base` and commit them; the commit. No branch moves."""
+        for name, text in files.items():
+            target = (folder / name).resolve()
+            if not target.is_relative_to(folder.resolve()) or ".git" in target.parts[len(folder.resolve().parts) :]:
+                raise GitError(f"A patch may not write outside the repository: {name}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, newline="")  # as the author wrote it, CRLF included
+        self.git("add", "--", *files, cwd=folder)
+        tree = self.git("write-tree", cwd=folder).strip()
+        if tree == self.tree(base):
+            raise GitError("The patch changes nothing.")
+        return self.git("commit-tree", tree, "-p", base, "-m", message, cwd=folder).strip()
+
+    def keep(self, name: str, commit: str) -> None:
+        """Point the branch `name` at `commit`, so that git does not collect it and people can look at it."""
+        self.git("update-ref", f"refs/heads/{name}", commit)
+
+    def fast_forward(self, *, expected: str, to: str) -> None:
+        """Move the branch from `expected` to `to`. Raises BranchMoved when it is somewhere else."""
+        if self.head() == to:
+            return
+        try:
+            self.git("update-ref", f"refs/heads/{self.branch}", to, expected)
+        except GitError as error:
+            raise BranchMoved(f"{self.branch} is at {self.head()[:12]}, not at {expected[:12]}: {error}") from error
+        self._follow_checkout(expected)
+
+    def revert(self, commit: str, *, because: str, folder: Path) -> str:
+        """A commit on the branch that undoes `commit`; other commits stay. Returns it. Conflicts raise GitError.
+
+        `folder` is where the work is done; it is removed afterwards. Reverting twice returns the first revert.
+        """
+        if done := self.revert_of(commit):
+            return done
+        head = self.head()
+        with self.worktree(folder, head):
+            self.git("revert", "--no-commit", commit, cwd=folder)
+            tree = self.git("write-tree", cwd=folder).strip()
+        message = f"Revert {commit[:12]}\n\n{because}\n\nReverts: {commit}"
+        reverting = self.git("commit-tree", tree, "-p", head, "-m", message).strip()
+        self.fast_forward(expected=head, to=reverting)
+        return reverting
+
+    def revert_of(self, commit: str) -> str:
+        """The commit on the branch that reverts `commit`, or an empty string."""
+        return self.git("log", "--format=%H", f"--grep=^Reverts: {commit}$", "-n", "1", self.branch).strip()
+
+    def _follow_checkout(self, old: str) -> None:
+        """When the branch is checked out in the repository itself, take its files along unless somebody edits them."""
+        if self.git("rev-parse", "--is-bare-repository").strip() == "true":
+            return
+        if self.git("rev-parse", "--abbrev-ref", "HEAD").strip() != self.branch:
+            return
+        if not self.git("diff", "--name-only", old).strip():
+            self.git("reset", "--hard", "--quiet", "HEAD")
+
+
+def repository_of(service: Service) -> Repository:
+    """The repository that a service runs from, on its branch."""
+    return Repository(service.checkout, service.branch)
