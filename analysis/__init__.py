@@ -1,0 +1,1 @@
+"""Why, and is it real."""
