@@ -1,0 +1,167 @@
+"""The step AWAITING_APPROVAL: the risk of the real patch, the policy's answer, and the people's.
+
+The request is bound to the fingerprint of patch, evidence and policy. What was signed is checked once more, under the
+lock of the request, in the transaction that starts the rollout.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from approvals import audit, policy, requests
+from approvals.models import ApprovalRequest
+from approvals.policy import Tier
+from approvals.requests import StandingState
+from approvals.subjects import SubjectRef
+from improvements import risk
+from improvements.models import Improvement, Release, Rollout, State
+from improvements.outcome import Evidence, Outcome, Verdict, Waiting
+from improvements.releasing import current_release
+from improvements.suggesting import track_record
+from monitoring.repository import repository_of
+
+CHECKED = (State.TESTING, State.SCANNING, State.STAGING)
+
+
+def await_approval(improvement: Improvement) -> Outcome | Waiting:
+    """Ask for what the policy requires, and end when it is there, refused, expired, or no longer about what is true."""
+    repository = repository_of(improvement.service)
+    head = repository.head()
+    if head != improvement.base_commit:
+        because = f"{improvement.service.branch} moved on to {head[:12]}: what was proven is not what would go live"
+        withdraw(improvement, because)
+        return Outcome(Verdict.FAIL, because, ending="outdated")
+
+    runs = {run.state: run for run in improvement.proof()}
+    inconclusive = [state for state in CHECKED if state not in runs or runs[state].verdict != Verdict.PASS]
+    assessed = assess(improvement, inconclusive=len(inconclusive))
+    approval_required = Tier(settings.SELF_BUILD_APPROVAL_REQUIRED)
+    requirement = policy.required(assessed.tier, approval_required=approval_required, all_pass=not inconclusive)
+    fingerprint = improvement.fingerprint(policy_version=requirement.policy_version)
+    request = requests.open_request(
+        SubjectRef("improvement", improvement.pk, improvement.title, improvement.get_absolute_url()),
+        requirement=requirement,
+        fingerprint=fingerprint,
+        proposed_by=improvement.proposed_by,
+        facts=facts_for_signers(improvement, assessed),
+        expires_at=timezone.now() + dt.timedelta(hours=settings.APPROVAL_EXPIRY_HOURS),
+    )
+    evidence = (
+        Evidence(
+            "risk",
+            assessed.reason,
+            {
+                "score": assessed.score,
+                "tier": assessed.tier.value,
+                "probability": assessed.probability,
+                "size": assessed.size,
+                "drivers": [{"what": d.what, "points": round(d.points, 4), "on": d.on} for d in assessed.drivers],
+                "requirement": requirement.as_json(),
+                "fingerprint": fingerprint,
+            },
+        ),
+    )
+    with transaction.atomic():
+        # Recheck and start in one transaction: no right can be revoked and no signature voided in between.
+        standing = requests.standing(request, fingerprint)
+        if standing.satisfied:
+            return _start_rollout(improvement, standing.why, evidence)
+    if standing.state is not StandingState.WAITING:
+        # A worker may have died between preparing the rollout and moving on; what it prepared no longer holds.
+        Rollout.objects.filter(improvement=improvement).delete()
+    match standing.state:
+        case StandingState.WAITING:
+            return Waiting(standing.why, seconds=2)
+        case StandingState.EXPIRED:
+            return Outcome(Verdict.FAIL, standing.why, evidence, ending="expired")
+        case StandingState.VOID:
+            return Waiting(f"asked again: {standing.why}", seconds=0)
+        case _:
+            return Outcome(Verdict.FAIL, standing.why, evidence)
+
+
+def assess(improvement: Improvement, *, inconclusive: int) -> risk.Risk:
+    """The risk of the real patch, stored on the improvement and audited when it changed."""
+    lines = [line for line in improvement.diff.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+    repository = repository_of(improvement.service)
+    paths = repository.changed_paths(improvement.base_commit, improvement.head_commit)
+    finding = improvement.finding
+    assessed = risk.assess(
+        risk.PatchFacts(
+            lines_changed=len(lines),
+            files_changed=len(paths),
+            touches_migration=any("/migrations/" in f"/{path}" for path in paths),
+            touches_dependencies=any(
+                path.rsplit("/", 1)[-1] in ("pyproject.toml", "uv.lock") or "requirements" in path for path in paths
+            ),
+            inconclusive_checks=inconclusive,
+            traffic_share=finding.impact.get("traffic_share") if finding else None,
+            **track_record(improvement.author),
+        )
+    )
+    if improvement.risk != assessed.score or improvement.tier != assessed.tier.value:
+        with transaction.atomic():
+            Improvement.objects.filter(pk=improvement.pk).update(risk=assessed.score, tier=assessed.tier.value)
+            audit.record(
+                "improvement.risk",
+                improvement,
+                because=assessed.reason,
+                was={"risk": improvement.risk, "tier": improvement.tier},
+                became={"risk": assessed.score, "tier": assessed.tier.value},
+            )
+        improvement.risk, improvement.tier = assessed.score, assessed.tier.value
+    return assessed
+
+
+def facts_for_signers(improvement: Improvement, assessed: risk.Risk) -> dict[str, object]:
+    """What a signer sees: what changes, why, the proof, the risk, what happens next, how it is undone; the diff."""
+    steps = ", ".join(f"{share} %" for share in settings.ROLLOUT_STEPS)
+    return {
+        "what": f"{improvement.title} in {improvement.service.name}",
+        "why": improvement.why,
+        "proof": [
+            {"name": State(run.state).label, "verdict": run.verdict, "summary": run.reason}
+            for run in improvement.proof()
+            if run.state in CHECKED
+        ],
+        "risk": assessed.score,
+        "risk_drivers": [f"{d.what} (+{d.points:.2f} {d.on})" for d in assessed.drivers if d.points],
+        "on_approve": f"The candidate gets {steps} of live traffic, with a verdict at each step; then it is merged.",
+        "undo": "Traffic goes back to the old release at once, which keeps running; a merged commit is reverted.",
+        "diff": improvement.diff,
+    }
+
+
+def withdraw(improvement: Improvement, because: str) -> None:
+    """Withdraw what was asked for an improvement, and a rollout that was prepared and has not moved any traffic."""
+    with transaction.atomic():
+        Rollout.objects.filter(improvement=improvement, step_since=None, step=0).delete()
+        for request in ApprovalRequest.objects.about("improvement", improvement.pk):
+            requests.void(request, because)
+
+
+def _start_rollout(improvement: Improvement, why: str, evidence: tuple[Evidence, ...]) -> Outcome | Waiting:
+    """Inside the transaction that rechecked the signatures. The database allows one live rollout a service."""
+    if not Rollout.objects.filter(improvement=improvement).exists():
+        current = current_release(improvement.service)
+        if current is None:
+            return Waiting(f"{improvement.service.name} serves no traffic; deploy it first", seconds=5)
+        candidate = Release.objects.get(service=improvement.service, commit=improvement.head_commit)
+        try:
+            with transaction.atomic():
+                Rollout.objects.create(
+                    service=improvement.service, improvement=improvement, current=current, candidate=candidate
+                )
+        except IntegrityError:
+            return Waiting(f"another rollout of {improvement.service.name} is live", seconds=5)
+        audit.record(
+            "rollout.started",
+            improvement,
+            because=why,
+            data={"current": current.commit, "candidate": candidate.commit, "steps": list(settings.ROLLOUT_STEPS)},
+        )
+    return Outcome(Verdict.PASS, why, evidence)

@@ -1,0 +1,63 @@
+"""What a change was worth: the endpoint's own numbers before and after, as the service's metrics tell them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import numpy as np
+
+from improvements.models import Improvement, Rollout
+from improvements.outcome import Evidence
+from monitoring import reading
+
+BEFORE = dt.timedelta(hours=1)
+SIGNALS = {
+    "p95_ms": "latency_p95_ms",
+    "mean_ms": "latency_mean_ms",
+    "error_ratio": "error_ratio",
+}
+
+
+def benefit(improvement: Improvement, rollout: Rollout, *, now: dt.datetime) -> Evidence:
+    """Medians of the endpoint's signals before the rollout and since all traffic moved. A gap stays a gap (None)."""
+    endpoint = improvement.finding.endpoint if improvement.finding else "*"
+    current, candidate = rollout.current.short, rollout.candidate.short
+    full_since = rollout.full_since or now
+    content: dict[str, Any] = {"endpoint": endpoint, "before": {}, "after": {}, "change": {}}
+    for name, signal, labels in [
+        *((name, signal, {"endpoint": endpoint}) for name, signal in SIGNALS.items()),
+        ("queries_per_request", "queries_per_request", {}),
+    ]:
+        before = _median(
+            improvement,
+            signal,
+            since=rollout.started_at - BEFORE,
+            until=full_since,
+            labels={**labels, "release": current},
+        )
+        after = _median(improvement, signal, since=full_since, until=now, labels={**labels, "release": candidate})
+        content["before"][name], content["after"][name] = before, after
+        content["change"][name] = round(after / before - 1, 4) if before and after is not None else None
+    return Evidence("benefit", _sentence(content), content)
+
+
+def _median(
+    improvement: Improvement, signal: str, *, since: dt.datetime, until: dt.datetime, labels: dict[str, str]
+) -> float | None:
+    found = reading.arrays(improvement.service, signal, since=since, until=until, labels=labels)
+    values = np.concatenate([series.value for series in found]) if found else np.empty(0)
+    values = values[np.isfinite(values)]
+    return round(float(np.median(values)), 4) if values.size else None
+
+
+def _sentence(content: dict[str, Any]) -> str:
+    parts = []
+    for name, words in (("p95_ms", "p95 {} → {} ms"), ("queries_per_request", "queries per request {} → {}")):
+        before, after, change = (content[part][name] for part in ("before", "after", "change"))
+        if before is not None and after is not None:
+            share = f" ({change:+.0%})" if change is not None else ""
+            parts.append(words.format(f"{before:.4g}", f"{after:.4g}") + share)
+    if not parts:
+        return f"{content['endpoint']}: no numbers on both sides, so the benefit could not be measured."
+    return f"{content['endpoint']}: {', '.join(parts)}."

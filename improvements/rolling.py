@@ -1,0 +1,305 @@
+"""The steps that touch live traffic: ROLLING_OUT, VALIDATING, PROMOTED and ROLLING_BACK.
+
+Each is asked again every second or so and says either that it waits or how it ended; where it stands is in the
+`Rollout` row, so any worker can go on where another one died. The rows say what should be; the proxy is made to agree.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import asdict
+from typing import Any
+
+import httpx
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from approvals import audit
+from improvements import measuring, traffic
+from improvements.deployers import DeployError, deployer_for
+from improvements.models import Improvement, Release, Rollout
+from improvements.outcome import Evidence, Outcome, Verdict, Waiting
+from improvements.releasing import bring_up, shift
+from improvements.verdict import Arm, Judgement, Rules, judge
+from monitoring.models import Alert
+from monitoring.repository import BranchMoved, GitError, repository_of
+from monitoring.workspace import worktree_folder
+
+# A step that has too little traffic for a verdict is given this many times its length before it counts as failed.
+PATIENCE = 6
+# How long before the rollout the old release's own traffic is used to compare with, once it gets none any more.
+CONTROL_WINDOW = dt.timedelta(minutes=10)
+# A candidate with all traffic is judged by its latest requests: an old good hour must not hide a bad minute.
+WATCH_WINDOW = dt.timedelta(minutes=5)
+ROLLBACK_ATTEMPT = dt.timedelta(seconds=120)
+
+
+def rules() -> Rules:
+    wanted = settings.ROLLOUT_STEP_REQUESTS
+    return Rules(candidate_requests=wanted, control_requests=min(wanted, 100))
+
+
+def roll_out(improvement: Improvement) -> Outcome | Waiting:
+    """Give the candidate more traffic, step by step. A FAIL at any moment ends it; a step ends with its own verdict."""
+    rollout = Rollout.objects.select_related("current", "candidate", "service").get(improvement=improvement)
+    if bad := alarm(improvement):
+        return bad
+    share = settings.ROLLOUT_STEPS[rollout.step]
+    try:
+        if rollout.step_since is None and rollout.step == 0:
+            # Whatever happened since staging (a restart, a long wait for a signature): both must be up before that.
+            bring_up(rollout.current)
+            bring_up(rollout.candidate)
+        moved_ms = _give(rollout, share, because=f"rollout step {rollout.step + 1} of {len(settings.ROLLOUT_STEPS)}")
+    except DeployError as error:
+        return Outcome(Verdict.FAIL, f"the candidate could not be given {share} %: {error}")
+    now = timezone.now()
+    if rollout.step_since is None:
+        rollout.step_since = now
+        if share == 100:
+            rollout.full_since = now
+        rollout.save(update_fields=["step_since", "full_since"])
+    if share == 100:
+        return Outcome(
+            Verdict.PASS,
+            f"all traffic is on {rollout.candidate.short}",
+            (
+                Evidence(
+                    "canary",
+                    "the verdicts of the rollout's steps",
+                    {"verdicts": rollout.verdicts, "moved_ms": round(moved_ms, 1)},
+                ),
+            ),
+        )
+
+    since = rollout.step_since
+    control, candidate = _arms(rollout, since=since, until=now)
+    early = judge(control, candidate, rules=rules(), early=True)
+    if early.verdict is Verdict.FAIL:
+        return _judged(rollout, share, early)
+    lasted = (now - since).total_seconds()
+    if lasted < settings.ROLLOUT_STEP_SECONDS:
+        return Waiting(
+            f"{share} % of the traffic: {candidate.requests} requests in {lasted:.0f} s. {early.reason}", seconds=0.5
+        )
+    final = judge(control, candidate, rules=rules())
+    if final.verdict is Verdict.PASS:
+        _remember(rollout, share, final)
+        Rollout.objects.filter(pk=rollout.pk, step=rollout.step).update(step=rollout.step + 1, step_since=None)
+        return Waiting(f"{share} % passed. {final.reason}", seconds=0)
+    if final.verdict is Verdict.FAIL or lasted > PATIENCE * settings.ROLLOUT_STEP_SECONDS:
+        return _judged(rollout, share, final)
+    return Waiting(f"{share} % of the traffic, no verdict yet: {final.reason}", seconds=1)
+
+
+def validate(improvement: Improvement) -> Outcome | Waiting:
+    """Bake with all traffic, merge the commit, and measure what the change was worth."""
+    rollout = Rollout.objects.select_related("current", "candidate", "service").get(improvement=improvement)
+    if bad := alarm(improvement):
+        return bad
+    now = timezone.now()
+    since = rollout.full_since or now
+    control, candidate = _before_and_after(rollout, until=now)
+    early = judge(control, candidate, rules=rules(), early=True)
+    if early.verdict is Verdict.FAIL:
+        return _judged(rollout, 100, early)
+    lasted = (now - since).total_seconds()
+    # Two whole collection rounds: before that there are no numbers to measure the benefit with.
+    bake = max(settings.BAKE_SECONDS, 2.5 * settings.METRICS_COLLECTION_INTERVAL)
+    if lasted < bake:
+        return Waiting(f"all traffic for {lasted:.0f} of {bake:.0f} s. {early.reason}", seconds=1)
+    final = judge(control, candidate, rules=rules())
+    if final.verdict is not Verdict.PASS and (final.verdict is Verdict.FAIL or lasted > PATIENCE * bake):
+        return _judged(rollout, 100, final)
+    if final.verdict is not Verdict.PASS:
+        return Waiting(f"all traffic, no verdict yet: {final.reason}", seconds=2)
+    _remember(rollout, 100, final)
+    try:
+        merge(improvement)
+    except (BranchMoved, GitError) as error:
+        return Outcome(Verdict.FAIL, f"it could not be merged: {error}")
+    measured = measuring.benefit(improvement, rollout, now=now)
+    Improvement.objects.filter(pk=improvement.pk).update(measured=measured.content)
+    return Outcome(Verdict.PASS, f"{measured.summary} {final.reason}", (measured, _evidence(rollout)))
+
+
+def watch(improvement: Improvement) -> Outcome | Waiting:
+    """After the promotion: a regression still starts a rollback. At the end the old release is stopped."""
+    rollout = Rollout.objects.select_related("current", "candidate", "service").get(improvement=improvement)
+    if bad := alarm(improvement):
+        return bad
+    now = timezone.now()
+    control, candidate = _before_and_after(rollout, until=now)
+    early = judge(control, candidate, rules=rules(), early=True)
+    if early.verdict is Verdict.FAIL:
+        return _judged(rollout, 100, early)
+    lasted = (now - improvement.state_since).total_seconds()
+    if lasted < settings.WATCH_SECONDS:
+        return Waiting(f"watched for {lasted:.0f} of {settings.WATCH_SECONDS} s. {early.reason}", seconds=2)
+    # Settled first, stopped second: from the moment the old release goes away there is nothing to go back to.
+    with transaction.atomic():
+        Rollout.objects.filter(pk=rollout.pk).update(state=Rollout.State.DONE, ended_at=now)
+        audit.record("rollout.done", improvement, because=f"nothing regressed in {settings.WATCH_SECONDS} s")
+    deployer_for(rollout.service).stop(rollout.current)
+    return Outcome(Verdict.PASS, f"settled after {lasted:.0f} s; {rollout.current.short} was stopped. {early.reason}")
+
+
+def roll_back(improvement: Improvement) -> Outcome | Waiting:
+    """Traffic first, then the commit, then the proof. It needs nothing of what is being rolled back."""
+    rollout = Rollout.objects.select_related("current", "candidate", "service").filter(improvement=improvement).first()
+    if rollout is None:
+        return Outcome(Verdict.PASS, "it had not touched anything")
+    out_of_time = timezone.now() - improvement.state_since > ROLLBACK_ATTEMPT
+    try:
+        moved_ms = _give(rollout, 0, because="rollback")
+    except DeployError as error:
+        if not out_of_time:
+            # The old release may just be restarting; whoever started it is bringing it back.
+            return Waiting(f"traffic is not back yet: {error}", seconds=0.2)
+        return Outcome(Verdict.FAIL, f"traffic could not be given back to {rollout.current.short}: {error}")
+    if rollout.traffic_back_at is None:
+        rollout.traffic_back_at = timezone.now()
+        rollout.save(update_fields=["traffic_back_at"])
+    try:
+        reverted = revert(improvement)
+    except GitError as error:
+        return Outcome(
+            Verdict.FAIL, f"traffic is back on {rollout.current.short}, but the commit could not be reverted: {error}"
+        )
+    proof = prove_back(rollout, reverted)
+    if proof.verdict is not Verdict.PASS:
+        return proof if out_of_time else Waiting(proof.reason, seconds=0.5)
+    with transaction.atomic():
+        Rollout.objects.filter(pk=rollout.pk).update(state=Rollout.State.ROLLED_BACK, ended_at=timezone.now())
+        audit.record("rollout.rolled_back", improvement, because=proof.reason, data={"reverted": reverted})
+    deployer_for(rollout.service).stop(rollout.candidate)
+    back_seconds = (rollout.traffic_back_at - improvement.state_since).total_seconds()
+    numbers = {"traffic_back_seconds": round(back_seconds, 3), "moved_ms": round(moved_ms, 1), "reverted": reverted}
+    return Outcome(
+        Verdict.PASS,
+        f"traffic was back on {rollout.current.short} {back_seconds:.2f} s after the verdict. {proof.reason}",
+        (
+            *proof.evidence,
+            Evidence("rollback", f"traffic back after {back_seconds:.2f} s", numbers),
+            _evidence(rollout),
+        ),
+    )
+
+
+def merge(improvement: Improvement) -> None:
+    """Fast-forward the service's branch to the improvement's commit. Merging twice does nothing."""
+    repository = repository_of(improvement.service)
+    if not repository.contains(improvement.head_commit):
+        repository.fast_forward(expected=improvement.base_commit, to=improvement.head_commit)
+    if improvement.merged_commit == improvement.head_commit:
+        return
+    with transaction.atomic():
+        Improvement.objects.filter(pk=improvement.pk).update(merged_commit=improvement.head_commit)
+        audit.record("improvement.merged", improvement, became={"commit": improvement.head_commit})
+    improvement.merged_commit = improvement.head_commit
+
+
+def revert(improvement: Improvement) -> str:
+    """Undo the merge with a commit of its own. Returns that commit, or an empty string when nothing was merged."""
+    repository = repository_of(improvement.service)
+    # Ask git, not the row: the worker may have died between the merge and writing it down.
+    if not repository.contains(improvement.head_commit):
+        return ""
+    folder = worktree_folder(improvement.service.name, f"i{improvement.pk}-revert")
+    commit = repository.revert(
+        improvement.head_commit, because=f"Improvement {improvement.pk} was rolled back.", folder=folder
+    )
+    if improvement.revert_commit != commit:
+        with transaction.atomic():
+            Improvement.objects.filter(pk=improvement.pk).update(revert_commit=commit)
+            audit.record("improvement.reverted", improvement, became={"commit": commit})
+        improvement.revert_commit = commit
+    return commit
+
+
+def prove_back(rollout: Rollout, reverted: str) -> Outcome:
+    """The service answers through the proxy, only the old release gets traffic, and the branch holds what it held."""
+    service = rollout.service
+    try:
+        answer = httpx.get(
+            deployer_for(service).base_url(service) + service.parsed.run.health, timeout=5, trust_env=False
+        )
+    except httpx.HTTPError as error:
+        return Outcome(Verdict.FAIL, f"{service.name} does not answer through the proxy: {error}")
+    if answer.status_code != 200:
+        return Outcome(Verdict.FAIL, f"{service.name} answers {answer.status_code} through the proxy")
+    serving = {release.short: release.share for release in Release.objects.filter(service=service, share__gt=0)}
+    if serving != {rollout.current.short: 100}:
+        return Outcome(Verdict.FAIL, f"the traffic is shared as {serving}, not all on {rollout.current.short}")
+    repository = repository_of(service)
+    if repository.contains(rollout.candidate.commit) and not reverted:
+        return Outcome(Verdict.FAIL, f"{service.branch} still holds {rollout.candidate.short}")
+    content = {
+        "serving": serving,
+        "health_status": answer.status_code,
+        "branch_head": repository.head(),
+        "same_files_as_before": repository.tree(repository.head()) == repository.tree(rollout.improvement.base_commit),
+    }
+    return Outcome(
+        Verdict.PASS,
+        f"{service.name} answers, all traffic is on {rollout.current.short}, {service.branch} is without the change.",
+        (Evidence("rollback-proof", "the service answers from the old release", content),),
+    )
+
+
+def alarm(improvement: Improvement) -> Outcome | None:
+    """A critical alert that began during the rollout ends it."""
+    rollout = Rollout.objects.get(improvement=improvement)
+    alert = (
+        Alert.objects.firing()
+        .filter(service=improvement.service, severity="critical", fired_at__gte=rollout.started_at)
+        .first()
+    )
+    return None if alert is None else Outcome(Verdict.FAIL, f"an alert fired during the rollout: {alert}")
+
+
+def _give(rollout: Rollout, share: int, *, because: str) -> float:
+    """Give the candidate `share` % and the current release the rest. Milliseconds until the proxy agreed."""
+    return shift(
+        rollout.service,
+        {rollout.current_id: 100 - share, rollout.candidate_id: share},
+        because=because,
+        improvement=rollout.improvement,
+    )
+
+
+def _arms(rollout: Rollout, *, since: dt.datetime, until: dt.datetime) -> tuple[Arm, Arm]:
+    arms = traffic.arms(rollout.service, since=since, until=until)
+    return arms.get(rollout.current_id, traffic.NOTHING), arms.get(rollout.candidate_id, traffic.NOTHING)
+
+
+def _before_and_after(rollout: Rollout, *, until: dt.datetime) -> tuple[Arm, Arm]:
+    """The old release up to when it lost the traffic, against the candidate since then (the latest minutes of it)."""
+    full_since = rollout.full_since or until
+    control, _ = _arms(rollout, since=rollout.started_at - CONTROL_WINDOW, until=full_since)
+    _, candidate = _arms(rollout, since=max(full_since, until - WATCH_WINDOW), until=until)
+    return control, candidate
+
+
+def _remember(rollout: Rollout, share: int, judgement: Judgement) -> None:
+    """Keep the verdict of a step on the rollout. The same step judged again replaces its entry."""
+    entry: dict[str, Any] = {"share": share, **asdict(judgement), "verdict": judgement.verdict.value}
+    entry["numbers"] = dict(judgement.numbers)
+    entry["at"] = timezone.now().isoformat()
+    rollout.verdicts = [*(old for old in rollout.verdicts if old["share"] != share), entry]
+    rollout.save(update_fields=["verdicts"])
+
+
+def _judged(rollout: Rollout, share: int, judgement: Judgement) -> Outcome:
+    _remember(rollout, share, judgement)
+    return Outcome(
+        # Too little traffic for a verdict, for too long, is not a pass: it goes back.
+        judgement.verdict,
+        f"at {share} %: {judgement.reason}",
+        (_evidence(rollout),),
+    )
+
+
+def _evidence(rollout: Rollout) -> Evidence:
+    return Evidence("canary", "the verdicts of the rollout's steps", {"verdicts": rollout.verdicts})
