@@ -59,7 +59,11 @@ def roll_out(improvement: Improvement) -> Outcome | Waiting:
         rollout.step_since = now
         if share == 100:
             rollout.full_since = now
-        rollout.save(update_fields=["step_since", "full_since"])
+        else:
+            rollout.unanswered = {
+                str(pk): count for pk, count in deployer_for(rollout.service).unanswered(rollout.service).items()
+            }
+        rollout.save(update_fields=["step_since", "full_since", "unanswered"])
     if share == 100:
         return Outcome(
             Verdict.PASS,
@@ -74,7 +78,7 @@ def roll_out(improvement: Improvement) -> Outcome | Waiting:
         )
 
     since = rollout.step_since
-    control, candidate = _arms(rollout, since=since, until=now)
+    control, candidate = _with_hidden_failures(rollout, since=since, until=now)
     early = judge(control, candidate, rules=rules(), early=True)
     if early.verdict is Verdict.FAIL:
         return _judged(rollout, share, early)
@@ -272,6 +276,25 @@ def _give(rollout: Rollout, share: int, *, because: str) -> float:
 def _arms(rollout: Rollout, *, since: dt.datetime, until: dt.datetime) -> tuple[Arm, Arm]:
     arms = traffic.arms(rollout.service, since=since, until=until)
     return arms.get(rollout.current_id, traffic.NOTHING), arms.get(rollout.candidate_id, traffic.NOTHING)
+
+
+def _with_hidden_failures(rollout: Rollout, *, since: dt.datetime, until: dt.datetime) -> tuple[Arm, Arm]:
+    """The arms of a step, with the requests that a release dropped and the proxy retried elsewhere counted against it.
+
+    Users did not see them fail, and a crashing candidate must not hide behind the retries.
+    """
+    control, candidate = _arms(rollout, since=since, until=until)
+    counted = deployer_for(rollout.service).unanswered(rollout.service)
+    seen = traffic.unanswered(rollout.service, since=since, until=until)
+
+    def corrected(arm: Arm, pk: int) -> Arm:
+        now, before = counted.get(pk, 0), rollout.unanswered.get(str(pk), 0)
+        # A proxy that was restarted counts from zero again.
+        dropped = now - before if now >= before else now
+        hidden = max(0, dropped - seen.get(pk, 0))
+        return Arm(arm.latencies_ms, errors=arm.errors + hidden, requests=arm.requests + hidden)
+
+    return corrected(control, rollout.current_id), corrected(candidate, rollout.candidate_id)
 
 
 def _before_and_after(rollout: Rollout, *, until: dt.datetime) -> tuple[Arm, Arm]:

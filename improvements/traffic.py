@@ -67,6 +67,20 @@ def arms(service: Service, *, since: dt.datetime, until: dt.datetime) -> dict[in
     return found
 
 
+def unanswered(service: Service, *, since: dt.datetime, until: dt.datetime) -> dict[int, int]:
+    """Release id → requests that ended without an answer of its own: the proxy said so to the user."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT release_id, count(*) FROM improvements_trafficslice, unnest(statuses) AS status
+            WHERE service_id = %s AND second >= %s AND second < %s AND status = ANY(%s) AND release_id IS NOT NULL
+            GROUP BY release_id
+            """,
+            [service.pk, _second(since), until, [NO_ANSWER, 502, 503, 504]],
+        )
+        return dict(cursor.fetchall())
+
+
 def totals(service: Service, *, since: dt.datetime, until: dt.datetime) -> Totals:
     """Requests sent to the service from `since` up to `until` (exclusive, to the second), and how many failed."""
     with connection.cursor() as cursor:

@@ -292,6 +292,17 @@ class HaproxyDeployer:
     def base_url(self, service: Service) -> str:
         return f"http://{LOOPBACK}:{settings.SERVICE_PORTS[slots.claim_slot(service)]}"
 
+    def unanswered(self, service: Service) -> dict[int, int]:
+        if service.slot is None:
+            return {}
+        with _as_deploy_error(f"The proxy did not say what the releases of {service.name} left unanswered"):
+            servers = self.proxy.servers(f"svc{service.slot}")
+        return {
+            release.pk: servers[name].connect_errors + servers[name].response_errors
+            for name, release in slots.claim_servers(service).items()
+            if name in servers
+        }
+
     @property
     def state_file(self) -> Path:
         """Read by HAProxy when it starts."""

@@ -36,6 +36,7 @@ class MemoryDeployer:
     broken: set[str] = field(default_factory=set)
     down: set[str] = field(default_factory=set)
     servers: dict[tuple[int, str], MemoryServer] = field(default_factory=dict)
+    not_answered: dict[int, int] = field(default_factory=dict)
 
     def install(self, release: Release) -> None:
         self.installed.add(release.commit)
@@ -97,6 +98,9 @@ class MemoryDeployer:
         if release.port is None:
             raise DeployError(f"{release} has no address before it was started")
         return f"http://127.0.0.1:{release.port}"
+
+    def unanswered(self, service: Service) -> dict[int, int]:
+        return dict(self.not_answered)
 
     def base_url(self, service: Service) -> str:
         return f"http://127.0.0.1:{FIRST_PORT - 1 - slots.claim_slot(service)}"

@@ -47,5 +47,9 @@ class Deployer(Protocol):
     def address(self, release: Release) -> str:
         """The release's own base URL, for private checks. DeployError before it was started."""
 
+    def unanswered(self, service: Service) -> dict[int, int]:
+        """Release id → requests it left unanswered since the proxy began to count, also those retried elsewhere
+        that never failed for a user. Empty when nobody counts. Raises DeployError."""
+
     def base_url(self, service: Service) -> str:
         """The stable base URL at which people reach the service, whichever releases serve."""

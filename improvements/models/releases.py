@@ -74,6 +74,9 @@ class Rollout(models.Model):
     traffic_back_at = models.DateTimeField(null=True, blank=True)
     started_at = models.DateTimeField(default=timezone.now)
     ended_at = models.DateTimeField(null=True, blank=True)
+    unanswered = models.JSONField(
+        default=dict, help_text="Per release, what the proxy had counted as not answered when the step began."
+    )
     verdicts = models.JSONField(default=list, help_text="One entry a step: share, verdict, reason, numbers.")
 
     class Meta:

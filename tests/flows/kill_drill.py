@@ -1,0 +1,265 @@
+"""The drill behind test_killing.py: run beside a running product, it kills the worker in each state of the machine.
+
+For each state a fresh improvement of a tiny service travels; when it stands in that state the worker gets SIGKILL, and
+the improvement must still end where it should. Prints one JSON list: what happened in each state.
+
+    python -m tests.flows.kill_drill
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import django
+import httpx
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "runerogue.settings")
+django.setup()
+
+from django.conf import settings
+
+from analysis.models import Finding
+from approvals.models import ApprovalRequest, AuditEntry
+from improvements import releasing, stopping, suggesting
+from improvements.authors import AUTHORS
+from improvements.deployers import base_url
+from improvements.models import Improvement, Release, Rollout, State
+from monitoring import registry
+from monitoring.models import Service
+from monitoring.repository import Repository, repository_of
+from runerogue.stack import supervisor
+
+TOWARDS_PROMOTION = [
+    State.SUGGESTED,
+    State.AUTHORING,
+    State.TESTING,
+    State.SCANNING,
+    State.STAGING,
+    State.AWAITING_APPROVAL,
+    State.ROLLING_OUT,
+    State.VALIDATING,
+    State.PROMOTED,
+]
+PATIENCE_SECONDS = 120
+FILES = {
+    "runerogue.toml": """
+[service]
+name = "tiny"
+[run]
+command = "python app.py {port}"
+health = "/up"
+[test]
+command = "python -m pytest -q -p no:cacheprovider --junitxml={report}"
+[benchmark]
+command = "python bench.py"
+""",
+    "app.py": """
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        body = b"ok"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+""",
+    "shop.py": """
+class Basket:
+    def prices(self):
+        return [item.price for item in Item.objects.all()]
+
+
+class Item:
+    objects = None
+""",
+    "bench.py": """
+print('{"queries": 3}')
+""",
+    "test_shop.py": """
+def test_adds_up():
+    assert 1 + 1 == 2
+""",
+}
+EVIDENCE_FRAME = {"file": "shop.py", "line": 4, "function": "prices"}
+
+
+def main() -> int:
+    service = make_service()
+    stop = threading.Event()
+    errors: list[str] = []
+    client = threading.Thread(target=keep_asking, args=(base_url(service), stop, errors), daemon=True)
+    client.start()
+    told = []
+    try:
+        for state in [*TOWARDS_PROMOTION, State.ROLLING_BACK]:
+            told.append(drill(service, state))
+            print(json.dumps(told[-1]), file=sys.stderr, flush=True)
+    finally:
+        stop.set()
+        client.join(timeout=10)
+    print(json.dumps({"drills": told, "failed_requests": errors[:10], "failed": len(errors)}))
+    return 0
+
+
+def make_service() -> Service:
+    folder = Path(settings.RUNEROGUE_HOME) / "services" / "tiny" / "repository"
+    folder.mkdir(parents=True)
+    for name, text in FILES.items():
+        (folder / name).write_text(text.lstrip())
+    repository = Repository(folder)
+    repository.git("init", "--quiet", "--initial-branch=main")
+    repository.git("add", "--all")
+    repository.git("commit", "--quiet", "--message", "As it was.")
+    service = registry.register("tiny", str(folder), environment={}, actor=None)
+    releasing.deploy(service)
+    return service
+
+
+def keep_asking(url: str, stop: threading.Event, errors: list[str]) -> None:
+    """A client at some 50 requests a second on one connection: a rollout needs traffic for its verdicts."""
+    with httpx.Client(trust_env=False, timeout=5) as client:
+        while not stop.wait(0.02):
+            try:
+                answer = client.get(f"{url}/")
+                if answer.status_code != 200:
+                    errors.append(f"{time.time():.1f} {answer.status_code}")
+            except httpx.HTTPError as error:
+                errors.append(f"{time.time():.1f} {error!r}")
+
+
+def drill(service: Service, at: State) -> dict[str, Any]:
+    """One improvement, and the worker killed while it stands in `at`."""
+    commits_before = commits(service)
+    improvement = propose(service, at)
+    killed_in = None
+    killed = 0
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        improvement.refresh_from_db()
+        state = State(improvement.state)
+        if at is State.ROLLING_BACK and state is State.VALIDATING:
+            stopping.stop(improvement, actor=None, because="the drill wants it back")
+            continue
+        if state is at and killed_in is None:
+            killed += kill_worker()
+            improvement.refresh_from_db()
+            killed_in = improvement.state
+        if improvement.has_ended:
+            break
+        time.sleep(0.005)
+    if at is State.ROLLING_BACK:
+        # A rollback may be over before the blow lands; what counts is that it ended right all the same.
+        killed_in = killed_in or "too late"
+    return {
+        "at": at.value,
+        "killed": killed,
+        "killed_in": killed_in,
+        "ended": improvement.state,
+        "settled": improvement.settled_at is not None,
+        **once(service, improvement, commits_before),
+    }
+
+
+def propose(service: Service, at: State) -> Improvement:
+    """A finding and its suggestion, started; the files are put back to how they were before."""
+    repository = repository_of(service)
+    restore(repository)
+    finding = Finding.objects.create(
+        service=service,
+        kind=Finding.Kind.N_PLUS_ONE,
+        key=f"drill:{at.value}",
+        title=f"The drill in {at.value}",
+        endpoint="*",
+        confidence=0.9,
+        impact={"waiting_seconds_per_hour": 10, "traffic_share": 0.1},
+        evidence={"found": [nplusone()]},
+    )
+    improvement = suggesting.propose(finding, AUTHORS["n-plus-one"], by=None)
+    suggesting.begin(improvement, actor=None)
+    return improvement
+
+
+def nplusone() -> dict[str, Any]:
+    return {
+        "model": "shop.Item",
+        "relation": "price",
+        "relation_kind": "forward",
+        "route": "*",
+        "route_template": "/",
+        "method": "GET",
+        "location": "shop.py:4",
+        "frames": [EVIDENCE_FRAME],
+        "repeats": 5,
+        "queries_per_request": 6,
+        "plain": True,
+        "source": None,
+        "view": None,
+        "test": "test_shop.py",
+    }
+
+
+def restore(repository: Repository) -> None:
+    """The branch with the first commit's files again, as a new commit; nothing when they are the same."""
+    first = repository.git("rev-list", "--max-parents=0", repository.branch).strip()
+    head = repository.head()
+    if repository.tree(head) != repository.tree(first):
+        commit = repository.git("commit-tree", repository.tree(first), "-p", head, "-m", "As it was, again.").strip()
+        repository.fast_forward(expected=head, to=commit)
+
+
+def commits(service: Service) -> int:
+    repository = repository_of(service)
+    return int(repository.git("rev-list", "--count", repository.branch))
+
+
+def kill_worker() -> int:
+    """SIGKILL to the worker as it is now. Returns how many were killed: 1, or 0 when it was down."""
+    home = settings.HOME
+    pid = next(process["pid"] for process in supervisor.processes(home) if process["name"] == "worker")
+    if not pid:
+        return 0
+    os.kill(pid, signal.SIGKILL)
+    return 1
+
+
+def once(service: Service, improvement: Improvement, commits_before: int) -> dict[str, Any]:
+    """Whatever may happen once only, counted."""
+    entries = AuditEntry.objects.filter(subject_kind="improvements.improvement", subject_id=str(improvement.pk))
+    words = [entry.action.split(".")[1].upper() for entry in entries.order_by("sequence")]
+    repository = repository_of(service)
+    merged = repository.git("log", "--format=%H", repository.branch).split().count(improvement.head_commit)
+    return {
+        "moves": [word for word in words if word in State.values],
+        "merged_times": merged,
+        "new_commits": commits(service) - commits_before,
+        "requests": ApprovalRequest.objects.about("improvement", improvement.pk).count(),
+        "rollouts": Rollout.objects.filter(improvement=improvement).count(),
+        "live_rollouts": Rollout.objects.filter(service=service, state=Rollout.State.LIVE).count(),
+        "passed_runs": {
+            state: improvement.runs.filter(state=state, verdict="PASS").count()
+            for state in improvement.runs.values_list("state", flat=True).distinct()
+        },
+        "shares": sorted(Release.objects.filter(service=service, share__gt=0).values_list("share", flat=True)),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
