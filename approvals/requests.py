@@ -120,7 +120,9 @@ def open_request(
         for row in ApprovalRequest.objects.about(subject.kind, subject.id).select_for_update(no_key=True):
             if row.state == RequestState.VOID:
                 continue
-            if row.fingerprint == fingerprint and row.requirement == requirement.as_json():
+            # A no to exactly this stays a no, whatever the policy would ask for by now.
+            rejected = row.state == RequestState.REJECTED
+            if row.fingerprint == fingerprint and (rejected or row.requirement == requirement.as_json()):
                 return row
             if RequestState.VOID in MOVES[RequestState(row.state)]:
                 close(row, RequestState.VOID, Action.VOIDED, because=WHY_CHANGED)

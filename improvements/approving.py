@@ -7,6 +7,7 @@ lock of the request, in the transaction that starts the rollout.
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
@@ -24,6 +25,8 @@ from improvements.releasing import current_release
 from improvements.suggesting import track_record
 from monitoring.repository import repository_of
 
+# The share of the traffic wavers with every round of measuring; an entry for each would bury the log.
+WORTH_RECORDING = 0.05
 CHECKED = (State.TESTING, State.SCANNING, State.STAGING)
 
 
@@ -33,8 +36,17 @@ def await_approval(improvement: Improvement) -> Outcome | Waiting:
     head = repository.head()
     if head != improvement.base_commit:
         because = f"{improvement.service.branch} moved on to {head[:12]}: what was proven is not what would go live"
-        withdraw(improvement, because)
         return Outcome(Verdict.FAIL, because, ending="outdated")
+
+    current = current_release(improvement.service)
+    if current is None or repository.tree(current.commit) != repository.tree(improvement.base_commit):
+        # Rolling out would also put live whatever else the branch holds, which nobody looked at here.
+        serving = "nothing" if current is None else current.short
+        return Waiting(
+            f"{improvement.service.name} serves {serving}, not {improvement.base_commit[:12]}; the patch is for the latter: "
+            f"deploy the branch first (manage.py deploy {improvement.service.name} --newest)",
+            seconds=10,
+        )
 
     runs = {run.state: run for run in improvement.proof()}
     inconclusive = [state for state in CHECKED if state not in runs or runs[state].verdict != Verdict.PASS]
@@ -42,14 +54,6 @@ def await_approval(improvement: Improvement) -> Outcome | Waiting:
     approval_required = Tier(settings.SELF_BUILD_APPROVAL_REQUIRED)
     requirement = policy.required(assessed.tier, approval_required=approval_required, all_pass=not inconclusive)
     fingerprint = improvement.fingerprint(policy_version=requirement.policy_version)
-    request = requests.open_request(
-        SubjectRef("improvement", improvement.pk, improvement.title, improvement.get_absolute_url()),
-        requirement=requirement,
-        fingerprint=fingerprint,
-        proposed_by=improvement.proposed_by,
-        facts=facts_for_signers(improvement, assessed),
-        expires_at=timezone.now() + dt.timedelta(hours=settings.APPROVAL_EXPIRY_HOURS),
-    )
     evidence = (
         Evidence(
             "risk",
@@ -66,13 +70,22 @@ def await_approval(improvement: Improvement) -> Outcome | Waiting:
         ),
     )
     with transaction.atomic():
-        # Recheck and start in one transaction: no right can be revoked and no signature voided in between.
+        # Ask, recheck and start in one transaction: meanwhile no stop can come in between, no right can be revoked and
+        # no signature be voided.
+        improvement.hold()
+        request = requests.open_request(
+            SubjectRef("improvement", improvement.pk, improvement.title, improvement.get_absolute_url()),
+            requirement=requirement,
+            fingerprint=fingerprint,
+            proposed_by=improvement.proposed_by,
+            facts=facts_for_signers(improvement, assessed),
+            expires_at=timezone.now() + dt.timedelta(hours=settings.APPROVAL_EXPIRY_HOURS),
+        )
         standing = requests.standing(request, fingerprint)
         if standing.satisfied:
-            return _start_rollout(improvement, standing.why, evidence)
-    if standing.state is not StandingState.WAITING:
+            return _start_rollout(improvement, current, standing.why, evidence)
         # A worker may have died between preparing the rollout and moving on; what it prepared no longer holds.
-        Rollout.objects.filter(improvement=improvement).delete()
+        discard_prepared(improvement)
     match standing.state:
         case StandingState.WAITING:
             return Waiting(standing.why, seconds=2)
@@ -85,7 +98,11 @@ def await_approval(improvement: Improvement) -> Outcome | Waiting:
 
 
 def assess(improvement: Improvement, *, inconclusive: int) -> risk.Risk:
-    """The risk of the real patch, stored on the improvement and audited when it changed."""
+    """The risk of the real patch, stored on the improvement and audited when that tells something new.
+
+    For one patch it never falls: while people decide, traffic and the author's record move, and what the architecture
+    team was asked must not turn into something that nobody needs to sign. AUTHORING starts afresh.
+    """
     lines = [line for line in improvement.diff.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
     repository = repository_of(improvement.service)
     paths = repository.changed_paths(improvement.base_commit, improvement.head_commit)
@@ -103,7 +120,11 @@ def assess(improvement: Improvement, *, inconclusive: int) -> risk.Risk:
             **track_record(improvement.author),
         )
     )
-    if improvement.risk != assessed.score or improvement.tier != assessed.tier.value:
+    if improvement.risk is not None and improvement.tier:
+        tier = max(assessed.tier, Tier(improvement.tier), key=lambda one: one.rank)
+        assessed = replace(assessed, score=max(assessed.score, improvement.risk), tier=tier)
+    moved = improvement.risk is None or abs(assessed.score - improvement.risk) >= WORTH_RECORDING
+    if moved or improvement.tier != assessed.tier.value:
         with transaction.atomic():
             Improvement.objects.filter(pk=improvement.pk).update(risk=assessed.score, tier=assessed.tier.value)
             audit.record(
@@ -137,19 +158,24 @@ def facts_for_signers(improvement: Improvement, assessed: risk.Risk) -> dict[str
 
 
 def withdraw(improvement: Improvement, because: str) -> None:
-    """Withdraw what was asked for an improvement, and a rollout that was prepared and has not moved any traffic."""
-    with transaction.atomic():
-        Rollout.objects.filter(improvement=improvement, step_since=None, step=0).delete()
-        for request in ApprovalRequest.objects.about("improvement", improvement.pk):
-            requests.void(request, because)
+    """Withdraw what was asked for an improvement, and a rollout that was prepared and has not moved any traffic.
+
+    Every way out of AWAITING_APPROVAL but the rollout's takes this along, in the transaction of its move.
+    """
+    discard_prepared(improvement)
+    for request in ApprovalRequest.objects.about("improvement", improvement.pk):
+        requests.void(request, because)
 
 
-def _start_rollout(improvement: Improvement, why: str, evidence: tuple[Evidence, ...]) -> Outcome | Waiting:
+def discard_prepared(improvement: Improvement) -> None:
+    Rollout.objects.filter(improvement=improvement, step_since=None, step=0).delete()
+
+
+def _start_rollout(
+    improvement: Improvement, current: Release, why: str, evidence: tuple[Evidence, ...]
+) -> Outcome | Waiting:
     """Inside the transaction that rechecked the signatures. The database allows one live rollout a service."""
     if not Rollout.objects.filter(improvement=improvement).exists():
-        current = current_release(improvement.service)
-        if current is None:
-            return Waiting(f"{improvement.service.name} serves no traffic; deploy it first", seconds=5)
         candidate = Release.objects.get(service=improvement.service, commit=improvement.head_commit)
         try:
             with transaction.atomic():

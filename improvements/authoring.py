@@ -31,8 +31,10 @@ def write(improvement: Improvement) -> Outcome:
     repository.keep(improvement.branch, commit)
     diff = repository.diff(base, commit)
     changed = sum(1 for line in diff.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---"))
-    Improvement.objects.filter(pk=improvement.pk).update(base_commit=base, head_commit=commit, diff=diff)
-    improvement.refresh_from_db(fields=["base_commit", "head_commit", "diff"])
+    Improvement.objects.filter(pk=improvement.pk).update(
+        base_commit=base, head_commit=commit, diff=diff, risk=None, tier=""
+    )
+    improvement.refresh_from_db(fields=["base_commit", "head_commit", "diff", "risk", "tier"])
     return Outcome(
         Verdict.PASS,
         f"{patch.summary} ({changed} lines in {len(patch.files)} files)",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import shutil
 import time
 import zlib
 from collections.abc import Iterator
 
 from django.db import connection, transaction
+from django.db.models import Q
 
 from approvals import audit
 from improvements.deployers import DeployError, deployer_for
@@ -15,10 +18,12 @@ from improvements.models import Improvement, Release, Rollout
 from monitoring.models import Service
 from monitoring.repository import repository_of
 
+log = logging.getLogger(__name__)
+
 READY_TIMEOUT_SECONDS = 60
 
 
-class NotReady(Exception):
+class NotReady(DeployError):
     """A release was started and did not become ready in time."""
 
 
@@ -48,20 +53,24 @@ def bring_up(release: Release) -> float:
         time.sleep(0.1)
 
 
-def deploy(service: Service) -> Release:
-    """Make sure that the service serves: bring up the head of its branch if nothing does. Idempotent."""
-    release = current_release(service)
-    if release is None:
-        release = release_of(service, repository_of(service).head())
-        bring_up(release)
-        with transaction.atomic():
-            Release.objects.filter(pk=release.pk).update(share=100)
-            audit.record(
-                "release.deployed", release, because="first release of the service", data={"commit": release.commit}
-            )
-    else:
-        bring_up(release)
-    agree(service)
+def deploy(service: Service, *, newest: bool = False) -> Release:
+    """Make sure that the service serves: bring up the head of its branch if nothing does. Idempotent.
+
+    With `newest` the head takes over from whatever serves, at once: a person's decision, not an improvement. Raises
+    DeployError, also while a rollout is live.
+    """
+    serving = current_release(service)
+    head = repository_of(service).head() if newest or serving is None else serving.commit
+    release = release_of(service, head)
+    if (
+        serving is not None
+        and release.pk != serving.pk
+        and Rollout.objects.filter(service=service, state="live").exists()
+    ):
+        raise DeployError(f"A rollout of {service.name} is live; stop it or let it end first.")
+    bring_up(release)
+    others = Release.objects.filter(service=service, share__gt=0).exclude(pk=release.pk)
+    shift(service, {release.pk: 100, **dict.fromkeys(others.values_list("pk", flat=True), 0)}, because="deployed")
     release.refresh_from_db()
     return release
 
@@ -73,6 +82,8 @@ def shift(service: Service, shares: dict[int, int], *, because: str, improvement
     """
     began = time.monotonic()
     with transaction.atomic():
+        if improvement is not None:
+            improvement.hold()
         rows = {release.pk: release for release in Release.objects.select_for_update().filter(service=service)}
         was = {rows[pk].short: rows[pk].share for pk in shares}
         changed = {pk: share for pk, share in shares.items() if rows[pk].share != share}
@@ -98,19 +109,38 @@ def agree(service: Service) -> None:
 
 def sweep() -> list[str]:
     """Stop releases that serve nothing and that no improvement or rollout needs any more. Returns what was stopped."""
-    needed = set(Improvement.objects.unfinished().exclude(head_commit="").values_list("service_id", "head_commit"))
-    live = Rollout.objects.filter(state=Rollout.State.LIVE)
-    kept = {pk for pair in live.values_list("current_id", "candidate_id") for pk in pair}
-    stopped = []
+    unfinished = Improvement.objects.unfinished()
+    needed = set(unfinished.exclude(head_commit="").values_list("service_id", "head_commit"))
+    rollouts = Rollout.objects.filter(Q(state=Rollout.State.LIVE) | Q(improvement__in=unfinished))
+    kept = {pk for pair in rollouts.values_list("current_id", "candidate_id") for pk in pair}
     # A service that serves nothing yet is being deployed: its first release has no share before it is ready.
     served = Release.objects.filter(share__gt=0).values("service")
     idle = Release.objects.filter(share=0, state=Release.State.RUNNING, service__in=served).select_related("service")
+    stopped = []
     for release in idle:
         if release.pk in kept or (release.service_id, release.commit) in needed:
             continue
-        deployer_for(release.service).stop(release)
-        stopped.append(str(release))
+        try:
+            deployer_for(release.service).stop(release)
+        except DeployError as error:
+            log.error("%s could not be stopped and will be tried again: %s", release, error)
+        else:
+            stopped.append(str(release))
     return stopped
+
+
+def clear_folders(*, keep: int = 5) -> int:
+    """Remove the folders of stopped releases but the newest few of each service. Returns how many were removed."""
+    removed = 0
+    for service in (
+        Service.objects.filter(releases__state=Release.State.STOPPED).exclude(releases__folder="").distinct()
+    ):
+        stopped = Release.objects.filter(service=service, state=Release.State.STOPPED).exclude(folder="")
+        for release in stopped.order_by("-pk")[keep:]:
+            shutil.rmtree(release.folder, ignore_errors=True)
+            Release.objects.filter(pk=release.pk, state=Release.State.STOPPED).update(folder="")
+            removed += 1
+    return removed
 
 
 def reconcile() -> list[str]:

@@ -26,24 +26,28 @@ from monitoring.models import Alert
 from monitoring.repository import BranchMoved, GitError, repository_of
 from monitoring.workspace import worktree_folder
 
-# A step that has too little traffic for a verdict is given this many times its length before it counts as failed.
+# A step's final judgement is made when it has lasted this many times its length, and not in between: looking again and
+# again until it passes would pass anything. The allowance for error is shared among the looks.
+LOOKS = (1, 2, 4)
+# With too little traffic for any judgement a step is given this many times its length, and then it goes back.
 PATIENCE = 6
 # How long before the rollout the old release's own traffic is used to compare with, once it gets none any more.
 CONTROL_WINDOW = dt.timedelta(minutes=10)
-# A candidate with all traffic is judged by its latest requests: an old good hour must not hide a bad minute.
+# With all traffic on the candidate there is no end to the data: it is judged in windows of this length, one after the
+# other, each by itself. An old good hour must not hide a bad minute.
 WATCH_WINDOW = dt.timedelta(minutes=5)
-ROLLBACK_ATTEMPT = dt.timedelta(seconds=120)
+ROLLBACK_PATIENCE = dt.timedelta(seconds=120)
 
 
 def rules() -> Rules:
     wanted = settings.ROLLOUT_STEP_REQUESTS
-    return Rules(candidate_requests=wanted, control_requests=min(wanted, 100))
+    return Rules(candidate_requests=wanted, control_requests=min(wanted, 100), latency_confidence=1 - 0.02 / len(LOOKS))
 
 
 def roll_out(improvement: Improvement) -> Outcome | Waiting:
     """Give the candidate more traffic, step by step. A FAIL at any moment ends it; a step ends with its own verdict."""
-    rollout = Rollout.objects.select_related("current", "candidate", "service").get(improvement=improvement)
-    if bad := alarm(improvement):
+    rollout = _rollout_of(improvement)
+    if bad := alarm(rollout):
         return bad
     share = settings.ROLLOUT_STEPS[rollout.step]
     try:
@@ -51,74 +55,89 @@ def roll_out(improvement: Improvement) -> Outcome | Waiting:
             # Whatever happened since staging (a restart, a long wait for a signature): both must be up before that.
             bring_up(rollout.current)
             bring_up(rollout.candidate)
+            if changed := deployer_for(rollout.service).intact(rollout.candidate):
+                return Outcome(Verdict.FAIL, f"the candidate's files are not what was proven any more: {changed}")
         moved_ms = _give(rollout, share, because=f"rollout step {rollout.step + 1} of {len(settings.ROLLOUT_STEPS)}")
+        if rollout.step_since is None:
+            _begin_step(rollout, share)
+        if share == 100:
+            told = {"verdicts": rollout.verdicts, "moved_ms": round(moved_ms, 1)}
+            evidence = Evidence("canary", "the verdicts of the rollout's steps", told)
+            return Outcome(Verdict.PASS, f"all traffic is on {rollout.candidate.short}", (evidence,))
+        return _judge_step(rollout, share)
     except DeployError as error:
         return Outcome(Verdict.FAIL, f"the candidate could not be given {share} %: {error}")
-    now = timezone.now()
-    if rollout.step_since is None:
-        rollout.step_since = now
-        if share == 100:
-            rollout.full_since = now
-        else:
-            rollout.unanswered = {
-                str(pk): count for pk, count in deployer_for(rollout.service).unanswered(rollout.service).items()
-            }
-        rollout.save(update_fields=["step_since", "full_since", "unanswered"])
-    if share == 100:
-        return Outcome(
-            Verdict.PASS,
-            f"all traffic is on {rollout.candidate.short}",
-            (
-                Evidence(
-                    "canary",
-                    "the verdicts of the rollout's steps",
-                    {"verdicts": rollout.verdicts, "moved_ms": round(moved_ms, 1)},
-                ),
-            ),
-        )
 
-    since = rollout.step_since
+
+def _begin_step(rollout: Rollout, share: int) -> None:
+    rollout.step_since, rollout.looks = timezone.now(), 0
+    if share == 100:
+        rollout.full_since = rollout.step_since
+    counted = deployer_for(rollout.service).unanswered(rollout.service)
+    rollout.unanswered = {str(pk): count for pk, count in counted.items()}
+    rollout.save(update_fields=["step_since", "looks", "full_since", "unanswered"])
+
+
+def _judge_step(rollout: Rollout, share: int) -> Outcome | Waiting:
+    """The verdict on a step with both releases under traffic."""
+    since, now = rollout.step_since or timezone.now(), timezone.now()
     control, candidate = _with_hidden_failures(rollout, since=since, until=now)
     early = judge(control, candidate, rules=rules(), early=True)
     if early.verdict is Verdict.FAIL:
         return _judged(rollout, share, early)
-    lasted = (now - since).total_seconds()
-    if lasted < settings.ROLLOUT_STEP_SECONDS:
-        return Waiting(
-            f"{share} % of the traffic: {candidate.requests} requests in {lasted:.0f} s. {early.reason}", seconds=0.5
-        )
-    final = judge(control, candidate, rules=rules())
+    told = f"{share} % of the traffic: {candidate.requests} requests in {(now - since).total_seconds():.0f} s."
+    final = _look(rollout, control, candidate, since=since, now=now, length=settings.ROLLOUT_STEP_SECONDS)
+    if final is None:
+        return Waiting(f"{told} {early.reason}", seconds=0.5)
     if final.verdict is Verdict.PASS:
         _remember(rollout, share, final)
         Rollout.objects.filter(pk=rollout.pk, step=rollout.step).update(step=rollout.step + 1, step_since=None)
         return Waiting(f"{share} % passed. {final.reason}", seconds=0)
-    if final.verdict is Verdict.FAIL or lasted > PATIENCE * settings.ROLLOUT_STEP_SECONDS:
-        return _judged(rollout, share, final)
-    return Waiting(f"{share} % of the traffic, no verdict yet: {final.reason}", seconds=1)
+    return _judged(rollout, share, final)
+
+
+def _look(
+    rollout: Rollout, control: Arm, candidate: Arm, *, since: dt.datetime, now: dt.datetime, length: float
+) -> Judgement | None:
+    """The final judgement of a step of `length` seconds when it is due; None while it has to go on."""
+    lasted = (now - since).total_seconds()
+    due = lasted >= LOOKS[min(rollout.looks, len(LOOKS) - 1)] * length
+    if not due:
+        return None
+    final = judge(control, candidate, rules=rules())
+    enough = candidate.requests >= rules().candidate_requests and control.requests >= rules().control_requests
+    if not enough:
+        # Only counts were looked at, so it is no look; but no traffic for ever is not a pass either.
+        return final if lasted > PATIENCE * length else None
+    rollout.looks += 1
+    rollout.save(update_fields=["looks"])
+    if final.verdict is Verdict.INCONCLUSIVE and rollout.looks < len(LOOKS):
+        return None
+    return final
 
 
 def validate(improvement: Improvement) -> Outcome | Waiting:
     """Bake with all traffic, merge the commit, and measure what the change was worth."""
-    rollout = Rollout.objects.select_related("current", "candidate", "service").get(improvement=improvement)
-    if bad := alarm(improvement):
+    rollout = _rollout_of(improvement)
+    if bad := alarm(rollout):
         return bad
     now = timezone.now()
     since = rollout.full_since or now
-    control, candidate = _before_and_after(rollout, until=now)
+    control, candidate = _before_and_after(rollout, since=since, until=now)
     early = judge(control, candidate, rules=rules(), early=True)
     if early.verdict is Verdict.FAIL:
         return _judged(rollout, 100, early)
-    lasted = (now - since).total_seconds()
     # Two whole collection rounds: before that there are no numbers to measure the benefit with.
     bake = max(settings.BAKE_SECONDS, 2.5 * settings.METRICS_COLLECTION_INTERVAL)
-    if lasted < bake:
-        return Waiting(f"all traffic for {lasted:.0f} of {bake:.0f} s. {early.reason}", seconds=1)
-    final = judge(control, candidate, rules=rules())
-    if final.verdict is not Verdict.PASS and (final.verdict is Verdict.FAIL or lasted > PATIENCE * bake):
-        return _judged(rollout, 100, final)
+    passed = next((Judgement(Verdict.PASS, v["reason"]) for v in rollout.verdicts if _is_pass(v, share=100)), None)
+    final = passed or _look(rollout, control, candidate, since=since, now=now, length=bake)
+    if final is None:
+        told = f"all traffic for {(now - since).total_seconds():.0f} s, judged after {bake:.0f} s."
+        return Waiting(f"{told} {early.reason}", seconds=1)
     if final.verdict is not Verdict.PASS:
-        return Waiting(f"all traffic, no verdict yet: {final.reason}", seconds=2)
-    _remember(rollout, 100, final)
+        return _judged(rollout, 100, final)
+    if passed is None:
+        _remember(rollout, 100, final)
     try:
         merge(improvement)
     except (BranchMoved, GitError) as error:
@@ -129,24 +148,35 @@ def validate(improvement: Improvement) -> Outcome | Waiting:
 
 
 def watch(improvement: Improvement) -> Outcome | Waiting:
-    """After the promotion: a regression still starts a rollback. At the end the old release is stopped."""
-    rollout = Rollout.objects.select_related("current", "candidate", "service").get(improvement=improvement)
-    if bad := alarm(improvement):
+    """After the promotion: a regression still starts a rollback. It settles when it lasted and there was traffic."""
+    rollout = _rollout_of(improvement)
+    if bad := alarm(rollout):
         return bad
     now = timezone.now()
-    control, candidate = _before_and_after(rollout, until=now)
+    full_since = rollout.full_since or now
+    begun = full_since + WATCH_WINDOW * ((now - full_since) // WATCH_WINDOW)
+    control, candidate = _before_and_after(rollout, since=begun, until=now)
     early = judge(control, candidate, rules=rules(), early=True)
     if early.verdict is Verdict.FAIL:
         return _judged(rollout, 100, early)
     lasted = (now - improvement.state_since).total_seconds()
     if lasted < settings.WATCH_SECONDS:
-        return Waiting(f"watched for {lasted:.0f} of {settings.WATCH_SECONDS} s. {early.reason}", seconds=2)
-    # Settled first, stopped second: from the moment the old release goes away there is nothing to go back to.
-    with transaction.atomic():
-        Rollout.objects.filter(pk=rollout.pk).update(state=Rollout.State.DONE, ended_at=now)
-        audit.record("rollout.done", improvement, because=f"nothing regressed in {settings.WATCH_SECONDS} s")
-    deployer_for(rollout.service).stop(rollout.current)
-    return Outcome(Verdict.PASS, f"settled after {lasted:.0f} s; {rollout.current.short} was stopped. {early.reason}")
+        pause = max(1.0, min(settings.WATCH_SECONDS / 100, 15.0))
+        return Waiting(f"watched for {lasted:.0f} of {settings.WATCH_SECONDS} s. {early.reason}", seconds=pause)
+    seen = traffic.arms(rollout.service, since=improvement.state_since, until=now)
+    requests = seen.get(rollout.candidate_id, traffic.NOTHING).requests
+    if requests < rules().candidate_requests:
+        return Waiting(f"only {requests} requests since the promotion: too few to let the old release go", seconds=15)
+    return Outcome(Verdict.PASS, f"settled after {lasted:.0f} s and {requests} requests. {early.reason}")
+
+
+def settle(improvement: Improvement, *, because: str) -> None:
+    """Inside the transaction that records a watch without regression: from here on there is no way back, and the old
+    release, which nobody needs any more, will be swept away."""
+    now = timezone.now()
+    Improvement.objects.filter(pk=improvement.pk).update(settled_at=now)
+    Rollout.objects.filter(improvement=improvement).update(state=Rollout.State.DONE, ended_at=now)
+    audit.record("rollout.done", improvement, because=because)
 
 
 def roll_back(improvement: Improvement) -> Outcome | Waiting:
@@ -154,19 +184,21 @@ def roll_back(improvement: Improvement) -> Outcome | Waiting:
     rollout = Rollout.objects.select_related("current", "candidate", "service").filter(improvement=improvement).first()
     if rollout is None:
         return Outcome(Verdict.PASS, "it had not touched anything")
-    out_of_time = timezone.now() - improvement.state_since > ROLLBACK_ATTEMPT
+    rollout.improvement = improvement
+    out_of_time = timezone.now() - improvement.state_since > ROLLBACK_PATIENCE
     try:
         moved_ms = _give(rollout, 0, because="rollback")
     except DeployError as error:
         if not out_of_time:
-            # The old release may just be restarting; whoever started it is bringing it back.
-            return Waiting(f"traffic is not back yet: {error}", seconds=0.2)
+            return Waiting(f"traffic is not back yet: {error}. {_help_up(rollout.current)}", seconds=0.2)
         return Outcome(Verdict.FAIL, f"traffic could not be given back to {rollout.current.short}: {error}")
     if rollout.traffic_back_at is None:
         rollout.traffic_back_at = timezone.now()
         rollout.save(update_fields=["traffic_back_at"])
     try:
         reverted = revert(improvement)
+    except BranchMoved as moved:
+        return Waiting(f"somebody pushed at the same moment: {moved}", seconds=0.5)
     except GitError as error:
         return Outcome(
             Verdict.FAIL, f"traffic is back on {rollout.current.short}, but the commit could not be reverted: {error}"
@@ -177,7 +209,6 @@ def roll_back(improvement: Improvement) -> Outcome | Waiting:
     with transaction.atomic():
         Rollout.objects.filter(pk=rollout.pk).update(state=Rollout.State.ROLLED_BACK, ended_at=timezone.now())
         audit.record("rollout.rolled_back", improvement, because=proof.reason, data={"reverted": reverted})
-    deployer_for(rollout.service).stop(rollout.candidate)
     back_seconds = (rollout.traffic_back_at - improvement.state_since).total_seconds()
     numbers = {"traffic_back_seconds": round(back_seconds, 3), "moved_ms": round(moved_ms, 1), "reverted": reverted}
     return Outcome(
@@ -191,11 +222,23 @@ def roll_back(improvement: Improvement) -> Outcome | Waiting:
     )
 
 
+def _help_up(release: Release) -> str:
+    """Start a release that should serve, if its process is gone for good. What came of it, for the waiting reason."""
+    try:
+        deployer_for(release.service).start(release)
+    except DeployError as error:
+        return f"Starting {release.short} again failed: {error}"
+    return f"{release.short} was told to start."
+
+
 def merge(improvement: Improvement) -> None:
     """Fast-forward the service's branch to the improvement's commit. Merging twice does nothing."""
     repository = repository_of(improvement.service)
-    if not repository.contains(improvement.head_commit):
-        repository.fast_forward(expected=improvement.base_commit, to=improvement.head_commit)
+    with transaction.atomic():
+        # Under the lock, although git is outside: a worker that lost its lease must not merge what was rolled back.
+        improvement.hold()
+        if not repository.contains(improvement.head_commit):
+            repository.fast_forward(expected=improvement.base_commit, to=improvement.head_commit)
     if improvement.merged_commit == improvement.head_commit:
         return
     with transaction.atomic():
@@ -252,15 +295,21 @@ def prove_back(rollout: Rollout, reverted: str) -> Outcome:
     )
 
 
-def alarm(improvement: Improvement) -> Outcome | None:
+def alarm(rollout: Rollout) -> Outcome | None:
     """A critical alert that began during the rollout ends it."""
-    rollout = Rollout.objects.get(improvement=improvement)
-    alert = (
-        Alert.objects.firing()
-        .filter(service=improvement.service, severity="critical", fired_at__gte=rollout.started_at)
-        .first()
-    )
+    alerts = Alert.objects.firing().filter(service=rollout.service, severity="critical")
+    alert = alerts.filter(fired_at__gte=rollout.started_at).first()
     return None if alert is None else Outcome(Verdict.FAIL, f"an alert fired during the rollout: {alert}")
+
+
+def _rollout_of(improvement: Improvement) -> Rollout:
+    rollout = Rollout.objects.select_related("current", "candidate", "service").get(improvement=improvement)
+    rollout.improvement = improvement  # the one that holds the lease
+    return rollout
+
+
+def _is_pass(verdict: dict[str, Any], *, share: int) -> bool:
+    return bool(verdict["share"] == share and verdict["verdict"] == Verdict.PASS)
 
 
 def _give(rollout: Rollout, share: int, *, because: str) -> float:
@@ -297,11 +346,10 @@ def _with_hidden_failures(rollout: Rollout, *, since: dt.datetime, until: dt.dat
     return corrected(control, rollout.current_id), corrected(candidate, rollout.candidate_id)
 
 
-def _before_and_after(rollout: Rollout, *, until: dt.datetime) -> tuple[Arm, Arm]:
-    """The old release up to when it lost the traffic, against the candidate since then (the latest minutes of it)."""
-    full_since = rollout.full_since or until
-    control, _ = _arms(rollout, since=rollout.started_at - CONTROL_WINDOW, until=full_since)
-    _, candidate = _arms(rollout, since=max(full_since, until - WATCH_WINDOW), until=until)
+def _before_and_after(rollout: Rollout, *, since: dt.datetime, until: dt.datetime) -> tuple[Arm, Arm]:
+    """The old release up to when it lost the traffic, against the candidate from `since` on, when it had all of it."""
+    control, _ = _arms(rollout, since=rollout.started_at - CONTROL_WINDOW, until=rollout.full_since or until)
+    _, candidate = _arms(rollout, since=since, until=until)
     return control, candidate
 
 

@@ -13,22 +13,22 @@ def stop(improvement: Improvement, *, actor: User | None, because: str) -> State
     """End it: with a rollback where live traffic is touched, by dismissing it before. Returns the new state.
 
     A step that is under way loses its outcome: the compare-and-set finds the state changed. Raises IllegalMove when it
-    has ended, is settled, or is already on its way back.
+    has ended, is settled, or is already on its way back; LostRace when it moved at the same moment.
     """
-    improvement.refresh_from_db()
-    state = State(improvement.state)
-    if improvement.settled_at is not None:
-        raise IllegalMove(improvement, state, State.ROLLING_BACK)
-    if state in LIVE:
-        target = State.ROLLING_BACK
-    elif state is State.AWAITING_APPROVAL:
-        target = State.REJECTED
-    else:
-        target = State.DISMISSED
     with transaction.atomic():
-        improvement.move_to(target, actor=actor, because=because)
-        if state is State.AWAITING_APPROVAL:
+        # Locks in the order of everybody else: the improvement, its request, and the audit log last.
+        improvement.refresh_from_db(from_queryset=Improvement.objects.select_for_update())
+        state = State(improvement.state)
+        if improvement.settled_at is not None:
+            raise IllegalMove(improvement, state, State.ROLLING_BACK)
+        if state in LIVE:
+            target = State.ROLLING_BACK
+        elif state is State.AWAITING_APPROVAL:
+            target = State.REJECTED
             withdraw(improvement, because)
+        else:
+            target = State.DISMISSED
+        improvement.move_to(target, actor=actor, because=because)
     return target
 
 

@@ -27,7 +27,7 @@ def suggest() -> list[Improvement]:
     """A suggestion for each open finding that an author can act on and that was not acted on before.
 
     A finding whose improvement failed or was taken back is not suggested again: doing the same thing twice would end
-    the same way. A person may start it again from the admin.
+    the same way. It is open again when analysis finds it anew in other code.
     """
     untouched = Finding.objects.open().filter(improvements=None, service__archived_at=None).select_related("service")
     made = []

@@ -7,31 +7,43 @@ import logging
 from celery import shared_task
 
 from improvements import releasing, suggesting, ticking, traffic
+from improvements.models import State
 
 log = logging.getLogger(__name__)
 
 
+# What only proves something (minutes of tests and benchmarks) waits in the queue of the analysis; what touches live
+# traffic has workers of its own, so that a rollback never stands behind a test suite.
+PROVING = frozenset({State.SUGGESTED, State.AUTHORING, State.TESTING, State.SCANNING, State.STAGING})
+
+
 @shared_task(name="improvements.tasks.tick", ignore_result=True)
 def tick() -> None:
-    """Every few seconds: what is new, what starts by itself, and what could take a step."""
-    suggesting.suggest()
-    suggesting.start_by_itself()
-    for pk in ticking.due():
-        advance.delay(pk)
+    """Every few seconds: what could take a step. Nothing else is here that could keep a rollback waiting."""
+    for pk, state in ticking.due():
+        advance.apply_async((pk,), queue="analysis" if state in PROVING else "rollout")
 
 
 @shared_task(name="improvements.tasks.advance", ignore_result=True)
 def advance(pk: int) -> None:
-    """Let one improvement take steps until it waits. The next tick, or a signature, calls again."""
+    """Let one improvement take steps until it waits."""
     ticking.advance(pk)
+
+
+@shared_task(name="improvements.tasks.suggest", ignore_result=True)
+def suggest() -> None:
+    """Every few seconds: what is new, and what starts by itself."""
+    suggesting.suggest()
+    suggesting.start_by_itself()
 
 
 @shared_task(name="improvements.tasks.tidy", ignore_result=True)
 def tidy() -> None:
     """Now and then: what the proxy lost, releases nobody needs, suggestions nobody wants, old traffic."""
+    traffic.prune()
+    suggesting.expire_old()
     for complaint in releasing.reconcile():
         log.error("the proxy does not agree: %s", complaint)
     for stopped in releasing.sweep():
         log.info("stopped %s, which nothing needs any more", stopped)
-    suggesting.expire_old()
-    traffic.prune()
+    releasing.clear_folders()

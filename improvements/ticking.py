@@ -8,6 +8,7 @@ step again. Steps are written to be taken again.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import logging
 import threading
 import traceback
@@ -15,29 +16,32 @@ import uuid
 from collections.abc import Iterator
 
 from django.conf import settings
-from django.db import close_old_connections, connection, transaction
+from django.db import DatabaseError, close_old_connections, connection, transaction
 from django.utils import timezone
 
 from approvals import audit
+from improvements import approving, rolling
 from improvements.models import Improvement, LostRace, State, StepRun
-from improvements.outcome import Outcome, Verdict, Waiting
+from improvements.outcome import Outcome, Waiting
 from improvements.pipeline import PIPELINE
 
 log = logging.getLogger(__name__)
 
-# A step that raised this many times in a row has failed: it would raise for ever.
-CRASHES_BEFORE_FAILURE = 5
+# A step that crashed this often in so short a time has failed: it would crash for ever. Crashes that lie further apart
+# are bad luck (an engine restarted, a machine was out of memory) and only cost a tick.
+MOST_CRASHES = 5
+CRASH_WINDOW = dt.timedelta(minutes=10)
 
 
 class LostLease(Exception):
     """The lease ran out under a running step and somebody else has it. The outcome is void."""
 
 
-def due() -> list[int]:
-    """The improvements that could take a step now, the most advanced first: traffic comes before new ideas."""
+def due() -> list[tuple[int, State]]:
+    """The improvements that could take a step now, with their states: traffic comes before new ideas."""
     order = {state: index for index, state in enumerate(PIPELINE)}
     rows = Improvement.objects.due().values_list("pk", "state")
-    return [pk for pk, state in sorted(rows, key=lambda row: -order.get(State(row[1]), 0))]
+    return sorted(((pk, State(state)) for pk, state in rows), key=lambda row: -order[row[1]])
 
 
 def advance(pk: int) -> State | None:
@@ -54,27 +58,24 @@ def take_step(improvement: Improvement) -> bool:
     token = improvement.claim(seconds=settings.LEASE_SECONDS)
     if token is None:
         return False
-    step = PIPELINE[State(improvement.state)]
     run = _open_run(improvement, token)
     if run is None:
         _fail_for_good(improvement, token)
         return True
     try:
         with _renewing(improvement, token):
-            result = step.run(improvement)
-    except Exception:  # noqa: BLE001 - the boundary: a bug in a step is recorded on the step and the step is taken again
-        _record_crash(improvement, run, token)
-        return False
-    if isinstance(result, Waiting):
-        StepRun.objects.filter(pk=run.pk).update(reason=result.reason)
-        improvement.release_lease(token, sleep_seconds=result.seconds)
-        return False
-    try:
+            result = PIPELINE[State(run.state)].run(improvement)
+        if isinstance(result, Waiting):
+            StepRun.objects.filter(pk=run.pk).update(reason=audit.plain(result.reason) or "waiting")
+            improvement.release_lease(token, sleep_seconds=result.seconds, state=run.state)
+            return False
         return _record(improvement, run, token, result)
     except (LostLease, LostRace) as lost:
         log.warning("improvement %s: the outcome of %s is void: %s", improvement.pk, run.state, lost)
         improvement.release_lease(token)
-        return False
+    except Exception:  # noqa: BLE001 - the boundary: a bug in a step is recorded on the step and the step is taken again
+        _record_crash(improvement, run, token)
+    return False
 
 
 def _open_run(improvement: Improvement, token: uuid.UUID) -> StepRun | None:
@@ -82,9 +83,9 @@ def _open_run(improvement: Improvement, token: uuid.UUID) -> StepRun | None:
     with transaction.atomic():
         open_run = improvement.runs.select_for_update().filter(ended_at=None).first()
         if open_run and open_run.state == improvement.state and open_run.reason:
-            # It said that it waits, and goes on now.
-            open_run.lease = token
-            open_run.save(update_fields=["lease"])
+            # It said that it waits, and goes on now. Without its reason, a worker that dies now is seen to have died.
+            open_run.lease, open_run.reason = token, ""
+            open_run.save(update_fields=["lease", "reason"])
             return open_run
         if open_run:
             # Its worker died, or a stop overtook it: that run has no outcome.
@@ -92,10 +93,8 @@ def _open_run(improvement: Improvement, token: uuid.UUID) -> StepRun | None:
             open_run.crashed = open_run.state == improvement.state
             open_run.reason = open_run.reason or "its worker went away before it ended"
             open_run.save(update_fields=["ended_at", "crashed", "reason"])
-        crashes = improvement.runs.filter(
-            state=improvement.state, crashed=True, started_at__gte=improvement.state_since
-        ).count()
-        if crashes >= CRASHES_BEFORE_FAILURE:
+        since = max(improvement.state_since, timezone.now() - CRASH_WINDOW)
+        if improvement.runs.filter(state=improvement.state, crashed=True, ended_at__gte=since).count() >= MOST_CRASHES:
             return None
         return improvement.runs.create(state=improvement.state, lease=token)
 
@@ -112,9 +111,11 @@ def _record(improvement: Improvement, run: StepRun, token: uuid.UUID, outcome: O
             raise LostLease(f"lease {token}")
         if held["state"] != run.state:
             raise LostRace(improvement, State(run.state), target or State(run.state))
-        run.verdict, run.reason, run.ended_at = outcome.verdict, outcome.reason, timezone.now()
+        run.verdict, run.reason, run.ended_at = outcome.verdict, audit.plain(outcome.reason), timezone.now()
         run.save(update_fields=["verdict", "reason", "ended_at"])
         kept = [run.keep(evidence) for evidence in outcome.evidence]
+        if target is not None:
+            _leave(improvement, target, because=outcome.reason)
         audit.record(
             "improvement.step",
             improvement,
@@ -125,13 +126,22 @@ def _record(improvement: Improvement, run: StepRun, token: uuid.UUID, outcome: O
                 "evidence": [{"kind": record.kind, "sha256": record.sha256} for record in kept],
             },
         )
-        if target is not None:
-            improvement.move_to(target, actor=None, because=outcome.reason)
+        if target is None:
+            rolling.settle(improvement, because=outcome.reason)
         else:
-            Improvement.objects.filter(pk=improvement.pk).update(settled_at=timezone.now())
+            improvement.move_to(target, actor=None, because=outcome.reason)
         improvement.release_lease(token)
     log.info("improvement %s: %s %s → %s: %s", improvement.pk, run.state, outcome.verdict, target, outcome.reason)
     return target is not None
+
+
+def _leave(improvement: Improvement, target: State, *, because: str) -> None:
+    """Inside the transaction of the move, before anything locks the audit log: whoever leaves AWAITING_APPROVAL for
+    anything but the rollout takes the question along."""
+    if improvement.state == State.AWAITING_APPROVAL and target is not State.ROLLING_OUT:
+        approving.withdraw(improvement, because)
+    if target is State.STUCK:
+        log.critical("improvement %s is STUCK and needs a person: %s", improvement.pk, because)
 
 
 def _record_crash(improvement: Improvement, run: StepRun, token: uuid.UUID) -> None:
@@ -140,9 +150,11 @@ def _record_crash(improvement: Improvement, run: StepRun, token: uuid.UUID) -> N
         # The step may have failed because its connection did.
         close_old_connections()
     text = traceback.format_exc(limit=-6)
-    StepRun.objects.filter(pk=run.pk).update(ended_at=timezone.now(), crashed=True, reason=text[-4000:])
-    crashes = improvement.runs.filter(state=run.state, crashed=True).count()
-    improvement.release_lease(token, sleep_seconds=min(2.0**crashes, 60))
+    StepRun.objects.filter(pk=run.pk).update(ended_at=timezone.now(), crashed=True, reason=audit.plain(text[-4000:]))
+    crashes = improvement.runs.filter(
+        state=run.state, crashed=True, ended_at__gte=timezone.now() - CRASH_WINDOW
+    ).count()
+    improvement.release_lease(token, sleep_seconds=min(2.0**crashes, 60), state=run.state)
 
 
 def _fail_for_good(improvement: Improvement, token: uuid.UUID) -> None:
@@ -150,8 +162,10 @@ def _fail_for_good(improvement: Improvement, token: uuid.UUID) -> None:
     failed = PIPELINE[State(improvement.state)].failed
     last = improvement.runs.filter(state=improvement.state, crashed=True).last()
     told = last.reason[-300:] if last else "nothing"
-    reason = f"the step {improvement.state} crashed {CRASHES_BEFORE_FAILURE} times; it last said: {told}"
-    with contextlib.suppress(LostRace):
+    reason = f"the step {improvement.state} crashed {MOST_CRASHES} times; it last said: {told}"
+    with contextlib.suppress(LostRace), transaction.atomic():
+        improvement.hold()
+        _leave(improvement, failed, because=reason)
         improvement.move_to(failed, actor=None, because=reason)
     improvement.release_lease(token)
 
@@ -164,11 +178,18 @@ def _renewing(improvement: Improvement, token: uuid.UUID) -> Iterator[None]:
     def renew() -> None:
         try:
             while not done.wait(settings.LEASE_SECONDS / 3):
-                if not improvement.renew(token, seconds=settings.LEASE_SECONDS):
+                try:
+                    held = improvement.renew(token, seconds=settings.LEASE_SECONDS)
+                except DatabaseError as error:
+                    # PostgreSQL may be restarting. If that outlasts the lease, `hold` keeps this worker from harm.
+                    log.warning("improvement %s: the lease could not be renewed yet: %s", improvement.pk, error)
+                    connection.close()
+                    continue
+                if not held:
                     log.warning("improvement %s: lease %s was taken away", improvement.pk, token)
                     return
         finally:
-            close_old_connections()
+            connection.close()
 
     thread = threading.Thread(target=renew, name=f"lease-{improvement.pk}", daemon=True)
     thread.start()
@@ -177,9 +198,3 @@ def _renewing(improvement: Improvement, token: uuid.UUID) -> Iterator[None]:
     finally:
         done.set()
         thread.join(timeout=5)
-
-
-def verdict_of(improvement: Improvement, state: State) -> Verdict | None:
-    """How the last finished run of a step ended."""
-    run = improvement.runs.filter(state=state).exclude(verdict="").last()
-    return Verdict(run.verdict) if run else None

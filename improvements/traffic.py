@@ -24,8 +24,8 @@ from monitoring.models import Service
 CLIENT_LEFT = 499
 NO_ANSWER = -1
 
-# Verdicts look back minutes; a day more is for people who ask what happened. A request takes some 20 bytes.
-KEPT = dt.timedelta(days=2)
+# Verdicts look back over the rollout, a bake and a watch, each a day at most. A request takes some 20 bytes.
+KEPT = dt.timedelta(days=4)
 
 NOTHING = Arm(np.empty(0), errors=0, requests=0)
 

@@ -24,7 +24,9 @@ app.conf.update(
     task_routes={
         "monitoring.tasks.*": {"queue": "collect"},
         "analysis.tasks.*": {"queue": "analysis"},
-        "improvements.tasks.*": {"queue": "rollout"},
+        # Where `advance` goes depends on the step: see improvements.tasks.
+        "improvements.tasks.tick": {"queue": "rollout"},
+        "improvements.tasks.*": {"queue": "analysis"},
         "approvals.tasks.*": {"queue": "rollout"},
     },
     worker_prefetch_multiplier=1,
@@ -44,7 +46,8 @@ app.conf.beat_schedule = {
     "collect": every(settings.METRICS_COLLECTION_INTERVAL, "monitoring.tasks.collect"),
     "analyse": every(settings.ANALYSIS_INTERVAL, "analysis.tasks.analyse"),
     "tick": every(settings.TICK_SECONDS, "improvements.tasks.tick"),
-    "tidy": every(60, "improvements.tasks.tidy"),
+    "suggest": every(settings.TICK_SECONDS, "improvements.tasks.suggest"),
+    "tidy": every(30, "improvements.tasks.tidy"),
     "expire approvals": every(60, "approvals.tasks.expire"),
 }
 app.autodiscover_tasks()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +23,7 @@ from psycopg import sql
 from approvals import audit
 from improvements import stopping
 from improvements.deployers import base_url, deployer_for
-from improvements.models import Improvement, Release, State
+from improvements.models import IllegalMove, Improvement, LostRace, Release, State
 from improvements.releasing import deploy
 from monitoring import registry
 from monitoring.models import Service, Target
@@ -31,6 +33,7 @@ SOURCE = settings.BASE_DIR / "deploy" / "realm"
 NAME = "realm"
 ROLE = "realm"
 COMMAND_TIMEOUT_SECONDS = 180
+RETIRE_SECONDS = 120
 
 
 class DemoFailed(Exception):
@@ -64,7 +67,15 @@ def retire(service: Service) -> None:
     """End a service for good: stop what is under way and its processes, free its place in the proxy. History stays."""
     for improvement in Improvement.objects.unfinished().filter(service=service):
         if improvement.state not in (State.ROLLING_BACK, State.STUCK):
-            stopping.stop(improvement, actor=None, because="the service is retired")
+            # A step or the end may come first; then it is looked at again below.
+            with contextlib.suppress(IllegalMove, LostRace):
+                stopping.stop(improvement, actor=None, because="the service is retired")
+    deadline = time.monotonic() + RETIRE_SECONDS
+    unfinished = Improvement.objects.unfinished().filter(service=service).exclude(state=State.STUCK)
+    while unfinished.exclude(state=State.SUGGESTED).exists():
+        if time.monotonic() > deadline:
+            raise DemoFailed(f"{service.name} could not be retired: {unfinished.first()} is still under way.")
+        time.sleep(0.2)
     for release in Release.objects.filter(service=service):
         Release.objects.filter(pk=release.pk).update(share=0)
         release.refresh_from_db()

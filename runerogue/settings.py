@@ -131,8 +131,8 @@ ROLLOUT_STEP_SECONDS = read("ROLLOUT_STEP_SECONDS", 300, whole(1, 86400), "secon
 ROLLOUT_STEP_REQUESTS = read(
     "ROLLOUT_STEP_REQUESTS", 200, whole(1, 10_000_000), "requests to the candidate, at least 1"
 )
-BAKE_SECONDS = read("BAKE_SECONDS", 600, whole(1, 604800), "seconds, 1 to 604800")
-WATCH_SECONDS = read("WATCH_SECONDS", 3600, whole(1, 604800), "seconds, 1 to 604800")
+BAKE_SECONDS = read("BAKE_SECONDS", 600, whole(1, 86400), "seconds, 1 to 86400")
+WATCH_SECONDS = read("WATCH_SECONDS", 3600, whole(1, 86400), "seconds, 1 to 86400")
 APPROVAL_EXPIRY_HOURS = read("APPROVAL_EXPIRY_HOURS", 72, whole(1, 8760), "hours, 1 to 8760")
 MONITORING_ALLOWED_NETWORKS = read(
     "MONITORING_ALLOWED_NETWORKS",
@@ -239,6 +239,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"
 USE_TZ = True
+FORMAT_MODULE_PATH = ["runerogue.formats"]
 
 # --- Engines -----------------------------------------------------------------------------------------------------
 

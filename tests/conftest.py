@@ -94,3 +94,10 @@ def _quick_settings(settings: Any, tmp_path: Path) -> None:
 def _engines_unless_pure(request: pytest.FixtureRequest) -> None:
     if PURE not in request.path.parents:
         request.getfixturevalue("engines")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long stories begin first, so that no worker is left alone with one at the end."""
+    flows = Path(__file__).parent / "flows"
+    items.sort(key=lambda item: (flows not in item.path.parents, item.get_closest_marker("slow") is None))

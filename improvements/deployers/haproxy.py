@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +27,7 @@ from improvements.models import Release
 from improvements.supervision import Process, Program, SupervisionError, Supervisor
 from monitoring import sandbox
 from monitoring.models import Service
+from monitoring.registry import running_environment
 from monitoring.repository import GitError, Repository
 
 LOOPBACK = "127.0.0.1"
@@ -53,8 +57,8 @@ class HaproxyDeployer:
     # -- installing --------------------------------------------------------------------------------------------------
 
     def install(self, release: Release) -> None:
-        folder = self.home / "services" / release.service.name / "releases" / release.short
-        done = folder.with_name(f"{folder.name}.installed")
+        folder = self._folder(release)
+        done = _mark(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _as_deploy_error(f"{release} was not installed"), _turn(folder.with_name(f"{folder.name}.lock")):
             if not done.exists():
@@ -62,12 +66,31 @@ class HaproxyDeployer:
                 shutil.rmtree(folder, ignore_errors=True)
                 _check_out(release, folder)
                 self._set_up(release, folder)
-                done.touch()
+                # A setup may write into files of the commit (a lock file): that is how they have to stay.
+                has_setup = release.service.parsed.setup.command is not None
+                done.write_text(json.dumps(_altered(release, folder) if has_setup else {}))
         fields = {"folder": str(folder)}
         if release.state == Release.State.WANTED:
             fields["state"] = Release.State.INSTALLED
         Release.objects.filter(pk=release.pk).update(**fields)
         release.refresh_from_db(fields=["folder", "state"])
+
+    def _folder(self, release: Release) -> Path:
+        return self.home / "services" / release.service.name / "releases" / release.short
+
+    def intact(self, release: Release) -> str:
+        folder = self._folder(release)
+        with _as_deploy_error(f"{release} could not be compared with its commit"):
+            if not _mark(folder).exists():
+                raise DeployError(f"{release} is not installed; install it before it is looked at")
+            with _turn(folder.with_name(f"{folder.name}.lock")):
+                after_setup = json.loads(_mark(folder).read_text() or "{}")
+                now = _altered(release, folder)
+        different = sorted(path for path in {*after_setup, *now} if after_setup.get(path) != now.get(path))
+        if not different:
+            return ""
+        more = f" and {len(different) - 5} more" if len(different) > 5 else ""
+        return f"{release} is not what was proven, its files were changed since: {', '.join(different[:5])}{more}"
 
     def _set_up(self, release: Release, folder: Path) -> None:
         command = release.service.parsed.setup.command
@@ -75,7 +98,11 @@ class HaproxyDeployer:
             return
         # Here and not in a draft folder: what a setup writes (a virtual environment) knows its own path.
         done = sandbox.run(
-            command, cwd=folder, environment=release.service.environment, timeout_seconds=SETUP_SECONDS, network=True
+            command,
+            cwd=folder,
+            environment=running_environment(release.service),
+            timeout_seconds=SETUP_SECONDS,
+            network=True,
         )
         if not done.succeeded:
             ending = f"timed out after {SETUP_SECONDS} s" if done.timed_out else f"ended with {done.exit_code}"
@@ -108,7 +135,7 @@ class HaproxyDeployer:
 
     def _run(self, release: Release) -> None:
         assert release.port is not None
-        folder, environment = Path(release.folder), release.service.environment
+        folder, environment = Path(release.folder), running_environment(release.service)
         needs = sandbox.reach(environment)
         specification = sandbox.specification(
             release.service.parsed.run.command.replace("{port}", str(release.port)),
@@ -307,6 +334,47 @@ class HaproxyDeployer:
     def state_file(self) -> Path:
         """Read by HAProxy when it starts."""
         return self.home / "haproxy" / "servers.state"
+
+
+def _mark(folder: Path) -> Path:
+    """Beside the folder of an installed release, where the release itself can't write."""
+    return folder.with_name(f"{folder.name}.installed")
+
+
+def _altered(release: Release, folder: Path) -> dict[str, str]:
+    """The files of the release's commit that are different in `folder`, and what they are there instead.
+
+    Compared with a fresh check-out rather than with git's hashes: line endings are as git makes them here.
+    """
+    fresh = folder.with_name(f".{folder.name}.compared")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        _check_out(release, fresh)
+        found = {}
+        for parent, folders, files in os.walk(fresh):
+            for name in [*files, *(one for one in folders if Path(parent, one).is_symlink())]:
+                path = Path(parent, name).relative_to(fresh)
+                if (there := _what_is(folder, path)) != _what_is(fresh, path):
+                    found[str(path)] = there
+        return found
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _what_is(folder: Path, path: Path) -> str:
+    """One word for what lies at `path` in `folder`: "link to …", "missing", or the hash of its mode and content."""
+    try:
+        if any((folder / parent).is_symlink() for parent in path.parents):
+            return "behind a link"
+        mode = (folder / path).lstat().st_mode
+        if stat.S_ISLNK(mode):
+            return f"link to {(folder / path).readlink()}"
+        if not stat.S_ISREG(mode):
+            return "not a file"
+        kind = "x" if mode & stat.S_IXUSR else "-"
+        return kind + hashlib.sha256((folder / path).read_bytes()).hexdigest()
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing"
 
 
 def _check_out(release: Release, folder: Path) -> None:

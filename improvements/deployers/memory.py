@@ -1,7 +1,7 @@
 """A deployer whose processes and proxy are dictionaries: the same rules and the same rows, with nothing outside.
 
 For tests of what drives a deployer. What goes wrong in the world is set by hand: `broken` releases do not come up,
-`down` releases fail their health check while they run.
+`down` releases fail their health check while they run, `altered` ones have other files than their commit.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class MemoryDeployer:
     running: set[str] = field(default_factory=set)
     broken: set[str] = field(default_factory=set)
     down: set[str] = field(default_factory=set)
+    altered: set[str] = field(default_factory=set)
     servers: dict[tuple[int, str], MemoryServer] = field(default_factory=dict)
     not_answered: dict[int, int] = field(default_factory=dict)
 
@@ -44,6 +45,11 @@ class MemoryDeployer:
         if release.state == Release.State.WANTED:
             release.state = Release.State.INSTALLED
         release.save(update_fields=["folder", "state"])
+
+    def intact(self, release: Release) -> str:
+        if release.commit not in self.installed:
+            raise DeployError(f"{release} is not installed; install it before it is looked at")
+        return f"{release} is not what was proven: app.py" if release.commit in self.altered else ""
 
     def start(self, release: Release) -> None:
         if release.commit not in self.installed:

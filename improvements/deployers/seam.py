@@ -32,6 +32,10 @@ class Deployer(Protocol):
     def install(self, release: Release) -> None:
         """Put the release's commit into a folder of its own and run its setup command. Raises DeployError."""
 
+    def intact(self, release: Release) -> str:
+        """Empty while the installed release is what its commit and its setup made it, else what was altered since, as
+        a sentence. What was only added (logs, caches) does not count. Raises DeployError."""
+
     def start(self, release: Release) -> None:
         """Run the release privately, without traffic. Raises DeployError."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.db import models, transaction
@@ -81,7 +81,9 @@ class LostRace(Exception):
     """Somebody else moved it first. Look again; do not repeat the move."""
 
     def __init__(self, improvement: Improvement, origin: State, target: State) -> None:
-        super().__init__(f"Improvement {improvement.pk} was no longer {origin} when it should have become {target}.")
+        super().__init__(
+            f"Improvement {improvement.pk} was no longer {origin}, or not this worker's; it does not become {target}."
+        )
 
 
 class ImprovementQuerySet(models.QuerySet["Improvement"]):
@@ -178,7 +180,7 @@ class Improvement(models.Model):
             # It is awake at once in its new state, and the next step starts without waiting for a timer.
             won = (
                 type(self)
-                .objects.filter(pk=self.pk, state=origin)
+                .objects.filter(pk=self.pk, state=origin, settled_at=None)
                 .update(state=target, state_since=Now(), wake_at=Now())
             )
             if not won:
@@ -211,11 +213,21 @@ class Improvement(models.Model):
         held = type(self).objects.filter(pk=self.pk, leased_by=token)
         return bool(held.update(leased_until=Now() + dt.timedelta(seconds=seconds)))
 
-    def release_lease(self, token: uuid.UUID, *, sleep_seconds: float | None = None) -> None:
-        changes: dict[str, Any] = {"leased_by": None, "leased_until": None}
+    def release_lease(self, token: uuid.UUID, *, sleep_seconds: float | None = None, state: str | None = None) -> None:
+        """Let the next step be taken, after `sleep_seconds` if it is still in `state`: who moved it wants it awake."""
+        held = type(self).objects.filter(pk=self.pk, leased_by=token)
         if sleep_seconds is not None:
-            changes["wake_at"] = Now() + dt.timedelta(seconds=sleep_seconds)
-        type(self).objects.filter(pk=self.pk, leased_by=token).update(**changes)
+            held.filter(state=state or self.state).update(wake_at=Now() + dt.timedelta(seconds=sleep_seconds))
+        held.update(leased_by=None, leased_until=None)
+
+    def hold(self) -> None:
+        """Lock the row and see that this worker still has it; in a transaction, before anything outside is changed.
+
+        Raises LostRace when it was moved or another has the lease: a worker that was away too long changes nothing.
+        """
+        mine = type(self).objects.select_for_update().filter(pk=self.pk, state=self.state, leased_by=self.leased_by)
+        if not mine.exists():
+            raise LostRace(self, State(self.state), State(self.state))
 
     def proof(self) -> list[StepRun]:
         """The last finished run of each step, in order: what a signer sees and signs."""
@@ -270,11 +282,12 @@ class StepRun(models.Model):
         return None if self.ended_at is None else (self.ended_at - self.started_at).total_seconds()
 
     def keep(self, evidence: Evidence) -> EvidenceRecord:
+        content = audit.plain(evidence.content)  # what a test suite printed may hold what PostgreSQL cannot store
         return self.evidence.create(
             kind=evidence.kind,
-            summary=evidence.summary[:500],
-            content=evidence.content,
-            sha256=digest({"kind": evidence.kind, "content": evidence.content}),
+            summary=audit.plain(evidence.summary)[:500],
+            content=content,
+            sha256=digest({"kind": evidence.kind, "content": content}),
         )
 
 

@@ -74,6 +74,7 @@ class Rollout(models.Model):
     traffic_back_at = models.DateTimeField(null=True, blank=True)
     started_at = models.DateTimeField(default=timezone.now)
     ended_at = models.DateTimeField(null=True, blank=True)
+    looks = models.PositiveSmallIntegerField(default=0, help_text="Final judgements made of the present step.")
     unanswered = models.JSONField(
         default=dict, help_text="Per release, what the proxy had counted as not answered when the step began."
     )

@@ -220,36 +220,17 @@ def product_programs(home: Home, *, demo: bool = False) -> list[Program]:
     python = sys.executable
     celery = [python, "-m", "celery", "-A", "runerogue.celery:app"]
     environment = {"PROMETHEUS_MULTIPROC_DIR": str(home.metrics)}
+
+    def queue(name: str, queues: str, threads: int) -> list[str]:
+        pool = ["--pool", "threads", "-c", str(threads)]
+        return [*celery, "worker", "-Q", queues, *pool, "-n", f"{name}@%h", "-l", "INFO"]
+
     commands: dict[str, Sequence[str]] = {
         "web": [python, "-m", "gunicorn", "-c", str(PROJECT / "runerogue/stack/gunicorn_conf.py"), "runerogue.wsgi"],
-        "worker": [
-            *celery,
-            "worker",
-            "-Q",
-            "rollout,analysis,celery",
-            "--pool",
-            "threads",
-            "-c",
-            "4",
-            "-n",
-            "worker@%h",
-            "-l",
-            "INFO",
-        ],
-        "collector": [
-            *celery,
-            "worker",
-            "-Q",
-            "collect",
-            "--pool",
-            "threads",
-            "-c",
-            "4",
-            "-n",
-            "collector@%h",
-            "-l",
-            "INFO",
-        ],
+        # Rollouts have workers of their own: a rollback must not stand behind somebody's test suite.
+        "worker": queue("worker", "rollout", 4),
+        "prover": queue("prover", "analysis,celery", 3),
+        "collector": queue("collector", "collect", 4),
         "beat": [*celery, "beat", "--pidfile=", "-l", "WARNING"],
         "proxylog": [python, "manage.py", "proxylog"],
     }

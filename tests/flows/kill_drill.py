@@ -67,6 +67,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # One packet an answer: two of them on a kept connection wait 40 ms for each other (Nagle, delayed ACK).
+    disable_nagle_algorithm = True
+    wbufsize = -1
 
     def do_GET(self):
         body = b"ok"
@@ -159,7 +162,7 @@ def drill(service: Service, at: State) -> dict[str, Any]:
             stopping.stop(improvement, actor=None, because="the drill wants it back")
             continue
         if state is at and killed_in is None:
-            killed += kill_worker()
+            killed += kill_workers()
             improvement.refresh_from_db()
             killed_in = improvement.state
         if improvement.has_ended:
@@ -230,14 +233,13 @@ def commits(service: Service) -> int:
     return int(repository.git("rev-list", "--count", repository.branch))
 
 
-def kill_worker() -> int:
-    """SIGKILL to the worker as it is now. Returns how many were killed: 1, or 0 when it was down."""
-    home = settings.HOME
-    pid = next(process["pid"] for process in supervisor.processes(home) if process["name"] == "worker")
-    if not pid:
-        return 0
-    os.kill(pid, signal.SIGKILL)
-    return 1
+def kill_workers() -> int:
+    """SIGKILL to both workers as they are now. Returns how many were killed; one that was down does not count."""
+    running = {process["name"]: process["pid"] for process in supervisor.processes(settings.HOME)}
+    pids = [running[name] for name in ("worker", "prover") if running[name]]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return len(pids)
 
 
 def once(service: Service, improvement: Improvement, commits_before: int) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def test_supervisord_reads_back_what_was_meant(home: Home) -> None:
 
 def test_the_product_has_the_programs_that_the_manual_names(home: Home) -> None:
     names = {program.name for program in foreground.product_programs(home)}
-    assert names == {"web", "worker", "collector", "beat", "proxylog"}
+    assert names == {"web", "worker", "prover", "collector", "beat", "proxylog"}
     manual = (PROJECT / "docs" / "operations.md").read_text()
     for program in foreground.product_programs(home):
         told = "python " + shlex.join(program.command[1:]).replace(str(PROJECT) + "/", "")

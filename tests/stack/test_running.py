@@ -22,7 +22,7 @@ import redis
 from runerogue.stack import lock, ports, postgres, processes, supervisor
 from runerogue.stack.home import ADMIN_PASSWORD, PROJECT, Home
 
-PROGRAMS = ("postgres", "valkey", "haproxy", "web", "worker", "collector", "beat", "proxylog")
+PROGRAMS = ("postgres", "valkey", "haproxy", "web", "worker", "prover", "collector", "beat", "proxylog")
 FOREIGN = ("DATABASE_URL", "REDIS_URL", "HAPROXY_SOCKET", "SECRET_KEY", "RUNEROGUE_TEST_HOME", "DJANGO_SETTINGS_MODULE")
 
 

@@ -20,14 +20,15 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("name", help="the service's name, as registered")
+        parser.add_argument("--newest", action="store_true", help="the branch's head takes over from what serves now")
 
-    def handle(self, *args: Any, name: str, **options: Any) -> None:
+    def handle(self, *args: Any, name: str, newest: bool, **options: Any) -> None:
         service = Service.objects.active().filter(name=name).first()
         if service is None:
             known = ", ".join(Service.objects.active().values_list("name", flat=True)) or "none yet"
             raise CommandError(f"There is no service {name!r}. Known: {known}. `manage.py register PATH` adds one.")
         try:
-            release = releasing.deploy(service)
-        except (DeployError, releasing.NotReady) as error:
+            release = releasing.deploy(service, newest=newest)
+        except DeployError as error:
             raise CommandError(str(error)) from error
         self.stdout.write(f"{service.name} {release.short} serves at {base_url(service)}.")
