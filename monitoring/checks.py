@@ -14,10 +14,25 @@ from django.core import checks
 from django.core.checks import CheckMessage, Error, register
 from django.http.request import validate_host
 
+from monitoring import sandbox
 from monitoring.registry import own_metrics_url
 
 BEFORE = "django_prometheus.middleware.PrometheusBeforeMiddleware"
 AFTER = "monitoring.instrumentation.BoundedPrometheusMiddleware"
+
+
+@register("sandbox")
+def check_sandbox(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """Said, and no more: on a fresh machine root must be able to run the demonstration all the same."""
+    if not (why := sandbox.weakness()):
+        return []
+    return [
+        checks.Info(
+            f"Code of services runs as root, with files and network open: {why}.",
+            hint="Install bubblewrap (apt-get install bubblewrap), or run RuneRogue as a user of its own.",
+            id="monitoring.W004",
+        )
+    ]
 
 
 @register()

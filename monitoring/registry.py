@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +18,11 @@ from monitoring import manifest
 from monitoring.alerting import ensure_rules
 from monitoring.manifest import Manifest, ManifestError
 from monitoring.models import Service, Target, clone_folder, is_url
-from monitoring.repository import GitError, Repository
+from monitoring.repository import REMOTE_SCHEMES, GitError, Repository
 
 CLONE_TIMEOUT_SECONDS = 300
-SCHEMES = ("https", "ssh", "file")
+# A variable registered as TESTING__NAME stands for NAME wherever nobody has signed yet: in tests and benchmarks.
+TESTING = "TESTING__"
 
 
 class CannotRegister(Exception):
@@ -57,6 +56,7 @@ def refresh(service: Service, *, actor: User | None = None) -> Service:
     if service.is_self:
         return ensure_self()
     where = Repository(service.checkout, service.branch)
+    _demand_plain(where)
     if service.is_remote:
         _follow_remote(where)
     found = read_manifest(where)
@@ -88,15 +88,31 @@ def own_metrics_url() -> str:
     return f"http://{host}:{settings.RUNEROGUE_PORT}/metrics"
 
 
-def read_manifest(where: Repository) -> Manifest:
-    """The manifest as committed at the head of the branch; what lies uncommitted in the folder does not count."""
+def read_manifest(where: Repository, commit: str | None = None) -> Manifest:
+    """The manifest as of `commit`, by default the head of the branch; what lies uncommitted in the folder does not
+    count.
+    """
     try:
-        text = where.git("show", f"refs/heads/{where.branch}:{manifest.FILE}")
+        text = where.git("show", f"{commit or f'refs/heads/{where.branch}'}:{manifest.FILE}")
     except GitError as error:
+        place = f"in the commit {commit[:12]}" if commit else f"on the branch {where.branch}"
         raise CannotRegister(
-            f"{where.path} has no {manifest.FILE} on the branch {where.branch}. Write one at its root and commit it."
+            f"{where.path} has no {manifest.FILE} {place}. Write one at its root and commit it."
         ) from error
     return manifest.parse(text)
+
+
+def running_environment(service: Service) -> dict[str, str]:
+    """The environment of the service's releases: what was registered, without what is for tests."""
+    return {name: value for name, value in service.environment.items() if not name.startswith(TESTING)}
+
+
+def environment_for_tests(service: Service) -> dict[str, str]:
+    """The same for its tests and benchmarks, where a variable registered as TESTING__NAME takes the place of NAME."""
+    instead = {
+        name.removeprefix(TESTING): value for name, value in service.environment.items() if name.startswith(TESTING)
+    }
+    return {**running_environment(service), **instead}
 
 
 def _save(
@@ -184,24 +200,19 @@ def _register_url(
 
 def _clone(url: str, folder: Path, branch: str | None) -> None:
     chosen = ["--branch", branch] if branch else []
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": ":".join(SCHEMES)}
-    command = ["git", "-c", "core.hooksPath=/dev/null", "clone", "--quiet", *chosen, "--", url, str(folder)]
+    command = ("clone", "--quiet", *chosen, "--", url, str(folder))
     try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=CLONE_TIMEOUT_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired as late:
+        Repository(folder.parent).git(*command, remote=True, timeout_seconds=CLONE_TIMEOUT_SECONDS)
+    except GitError as error:
         raise CannotRegister(
-            f"Cloning {url} took longer than {CLONE_TIMEOUT_SECONDS} s. Clone it yourself and register the folder."
-        ) from late
-    if done.returncode:
-        raise CannotRegister(f"{url} can't be cloned: {done.stderr.strip()[:500]}")
+            f"{url} can't be cloned: {str(error)[:700]}. If you can clone it yourself, register that folder."
+        ) from error
 
 
 def _follow_remote(where: Repository) -> None:
     """Take in what was pushed. A branch that holds improvements of its own is left as it is."""
     try:
-        where.git("fetch", "--quiet", "origin", where.branch)
+        where.git("fetch", "--quiet", "origin", f"refs/heads/{where.branch}", remote=True)
         theirs = where.git("rev-parse", "FETCH_HEAD").strip()
         head = where.head()
         if theirs != head and where.git("merge-base", head, theirs).strip() == head:
@@ -224,11 +235,25 @@ def _local_repository(path: Path, branch: str | None) -> Repository:
         ) from error
     if top:
         raise CannotRegister(f"{path} is a folder inside a repository. Register the repository's root.")
+    _demand_plain(where)
     return where
 
 
+def _demand_plain(where: Repository) -> None:
+    """Refuse a repository whose own settings would run programs whenever RuneRogue uses git in it."""
+    try:
+        names = where.programs_configured()
+    except GitError as error:
+        raise CannotRegister(str(error)) from error
+    if names:
+        raise CannotRegister(
+            f"The configuration of {where.path} lets git run other programs ({', '.join(names)}), which RuneRogue does "
+            "not do for it. Register a fresh clone, or remove them with `git config --unset`."
+        )
+
+
 def _current_branch(path: Path) -> str:
-    return Repository(path).git("symbolic-ref", "--short", "HEAD").strip()
+    return Repository(path).git("symbolic-ref", "HEAD").strip().removeprefix("refs/heads/")
 
 
 def _check_url(url: str) -> None:
@@ -237,8 +262,8 @@ def _check_url(url: str) -> None:
     if "://" not in url:
         return  # git@host:path
     parts = urlsplit(url)
-    if parts.scheme not in SCHEMES:
-        raise CannotRegister(f"{parts.scheme}:// is not supported. Use one of: {', '.join(SCHEMES)}.")
+    if parts.scheme not in REMOTE_SCHEMES:
+        raise CannotRegister(f"{parts.scheme}:// is not supported. Use one of: {', '.join(REMOTE_SCHEMES)}.")
     if parts.password or (parts.scheme == "https" and parts.username):
         raise CannotRegister(
             "The URL holds a password or token, which would be stored and shown. Use ssh or git's credential helper."
@@ -257,8 +282,10 @@ __all__ = [
     "CannotRegister",
     "ManifestError",
     "ensure_self",
+    "environment_for_tests",
     "own_metrics_url",
     "read_manifest",
     "refresh",
     "register",
+    "running_environment",
 ]

@@ -1,13 +1,14 @@
 """Git, as the pipeline needs it: worktrees to prove things in, a commit per improvement, merges that can be undone.
 
-Every call has a timeout, runs no hooks and reads no personal configuration. Branches move by compare-and-set, so a
-commit that somebody pushed meanwhile is never lost.
+Every call has a timeout, runs no hooks and reads no personal configuration, except that a remote is reached with the
+operator's own keys. Branches move by compare-and-set, so a commit that somebody pushed meanwhile is never lost.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,29 @@ _IDENTITY = {
     "GIT_COMMITTER_NAME": "RuneRogue",
     "GIT_COMMITTER_EMAIL": "runerogue@localhost",
 }
+# Whatever the repository's own configuration says. safe.directory: it may belong to the user whom the service runs as.
+_SETTINGS = (
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "core.attributesFile=/dev/null",
+    "submodule.recurse=false",
+    "fetch.recurseSubmodules=false",
+    "protocol.ext.allow=never",
+    "safe.directory=*",
+)
+# What a private remote needs of our environment: keys, proxies, certificates. Never RuneRogue's own secrets.
+_FOR_REMOTES = re.compile(
+    r"HOME|USER|LOGNAME|XDG_\w+|SSH_\w+|GIT_SSH(_\w+)?|GIT_ASKPASS|GIT_SSL_\w+|SSL_CERT_\w+|(https?|all|no)_proxy",
+    re.IGNORECASE,
+)
+REMOTE_SCHEMES = ("https", "ssh", "file")
+# Settings of a repository that run programs or read other files, and that no option of ours switches off for good.
+_RUNS_PROGRAMS = re.compile(
+    r"filter\..+|merge\..+\.driver|diff\.(external|.+\.(command|textconv))|gpg\..*program|credential\..+|url\..+"
+    r"|core\.(sshcommand|gitproxy|askpass|alternaterefscommand|worktree)|remote\..+\.(uploadpack|vcs)|include(if)?\..+"
+    r"|extensions\.worktreeconfig",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 class GitError(Exception):
@@ -42,24 +66,24 @@ class Repository:
     path: Path
     branch: str = "main"
 
-    def git(self, *arguments: str, cwd: Path | None = None) -> str:
-        environment = {
-            "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
-            "HOME": "/nonexistent",
-            "GIT_CONFIG_GLOBAL": os.devnull,
-            "GIT_CONFIG_NOSYSTEM": "1",
-            "GIT_TERMINAL_PROMPT": "0",
-            **_IDENTITY,
-        }
-        # safe.directory: the repository may belong to the user whom the service runs as.
-        command = ["git", "-c", "core.hooksPath=/dev/null", "-c", "safe.directory=*", *arguments]
+    def git(
+        self, *arguments: str, cwd: Path | None = None, remote: bool = False, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> str:
+        """What git prints. `remote`: with the operator's own keys, proxies and configuration, to reach a remote."""
+        command = ["git", *(word for setting in _SETTINGS for word in ("-c", setting)), *arguments]
         try:
             done = subprocess.run(
-                command, cwd=cwd or self.path, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+                command,
+                cwd=cwd or self.path,
+                env=_environment(remote=remote),
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=timeout_seconds,
             )
         except subprocess.TimeoutExpired as late:
             raise GitError(
-                f"git {' '.join(arguments)} took more than {TIMEOUT_SECONDS} s in {cwd or self.path}"
+                f"git {' '.join(arguments)} took more than {timeout_seconds} s in {cwd or self.path}"
             ) from late
         if done.returncode:
             raise GitError(
@@ -81,11 +105,19 @@ class Repository:
         found = self.git("for-each-ref", "--contains", commit, "--format=%(refname)", f"refs/heads/{self.branch}")
         return bool(found.strip())
 
+    def programs_configured(self) -> list[str]:
+        """The settings of this repository that make git run other programs or read other files."""
+        names = self.git("config", "--list", "--local", "--no-includes", "--name-only", "-z").split("\0")
+        return sorted({name for name in names if _RUNS_PROGRAMS.fullmatch(name)})
+
     def diff(self, old: str, new: str) -> str:
-        return self.git("diff", "--no-color", "--no-ext-diff", "--find-renames", old, new)
+        """The whole difference as text: no attribute of the repository hides a file from the people who read it."""
+        plain = ("--no-color", "--no-ext-diff", "--no-textconv", "--text", "--find-renames")
+        return self.git("diff", *plain, old, new, "--").replace("\0", "␀")  # PostgreSQL's text holds no NUL
 
     def changed_paths(self, old: str, new: str) -> list[str]:
-        return [path for path in self.git("diff", "--no-renames", "--name-only", "-z", old, new).split("\0") if path]
+        found = self.git("diff", "--no-ext-diff", "--no-renames", "--name-only", "-z", old, new, "--")
+        return [path for path in found.split("\0") if path]
 
     @contextlib.contextmanager
     def worktree(self, folder: Path, commit: str) -> Iterator[Path]:
@@ -122,21 +154,26 @@ class Repository:
         self.git("update-ref", f"refs/heads/{name}", commit)
 
     def fast_forward(self, *, expected: str, to: str) -> None:
-        """Move the branch from `expected` to `to`. Raises BranchMoved when it is somewhere else."""
-        if self.head() == to:
-            return
-        try:
-            self.git("update-ref", f"refs/heads/{self.branch}", to, expected)
-        except GitError as error:
-            raise BranchMoved(f"{self.branch} is at {self.head()[:12]}, not at {expected[:12]}: {error}") from error
+        """Move the branch from `expected` to `to`. Raises BranchMoved when it is somewhere else.
+
+        May be called again after it was killed half-way: the files of the checkout still follow then.
+        """
+        if self.head() != to:
+            try:
+                self.git("update-ref", f"refs/heads/{self.branch}", to, expected)
+            except GitError as error:
+                raise BranchMoved(f"{self.branch} is at {self.head()[:12]}, not at {expected[:12]}: {error}") from error
         self._follow_checkout(expected)
 
     def revert(self, commit: str, *, because: str, folder: Path) -> str:
         """A commit on the branch that undoes `commit`; other commits stay. Returns it. Conflicts raise GitError.
 
-        `folder` is where the work is done; it is removed afterwards. Reverting twice returns the first revert.
+        `folder` is where the work is done; it is removed afterwards. Reverting twice returns the first revert. Raises
+        BranchMoved when somebody pushed meanwhile; nothing is reverted then, and trying again is safe.
         """
         if done := self.revert_of(commit):
+            if done == self.head():
+                self._follow_checkout(f"{done}^")  # who made it may have been killed before that
             return done
         head = self.head()
         with self.worktree(folder, head):
@@ -149,16 +186,33 @@ class Repository:
 
     def revert_of(self, commit: str) -> str:
         """The commit on the branch that reverts `commit`, or an empty string."""
-        return self.git("log", "--format=%H", f"--grep=^Reverts: {commit}$", "-n", "1", self.branch).strip()
+        # In full and with "--": a folder, a file or a tag may have the branch's name.
+        where = (f"refs/heads/{self.branch}", "--")
+        return self.git("log", "--format=%H", f"--grep=^Reverts: {commit}$", "-n", "1", *where).strip()
 
     def _follow_checkout(self, old: str) -> None:
         """When the branch is checked out in the repository itself, take its files along unless somebody edits them."""
         if self.git("rev-parse", "--is-bare-repository").strip() == "true":
             return
-        if self.git("rev-parse", "--abbrev-ref", "HEAD").strip() != self.branch:
+        if self.git("rev-parse", "--symbolic-full-name", "HEAD").strip() != f"refs/heads/{self.branch}":
             return
-        if not self.git("diff", "--name-only", old).strip():
+        if not self.git("diff", "--no-ext-diff", "--name-only", old, "--").strip():
             self.git("reset", "--hard", "--quiet", "HEAD")
+
+
+def _environment(*, remote: bool) -> dict[str, str]:
+    """The complete environment of a git command; of ours only what is named here."""
+    common = {
+        "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+        "LC_ALL": "C.UTF-8",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_NO_LAZY_FETCH": "1",  # a repository's own settings don't choose what is fetched, and from where
+        **_IDENTITY,
+    }
+    if remote:
+        ours = {name: value for name, value in os.environ.items() if _FOR_REMOTES.fullmatch(name)}
+        return {**ours, **common, "GIT_ALLOW_PROTOCOL": ":".join(REMOTE_SCHEMES)}
+    return {**common, "HOME": "/nonexistent", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
 
 
 def repository_of(service: Service) -> Repository:

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qs, urlsplit
 
-LAUNCHER = Path(__file__).with_name("sandboxed.py")
+from monitoring import sandboxed
+
+LAUNCHER = Path(sandboxed.__file__)
 OUTPUT_BYTES = 1024 * 1024
 # The launcher keeps the time itself; if it has not answered by then, something holds it and it is killed from here.
 LAUNCHER_SLACK_SECONDS = 15.0
@@ -117,6 +119,30 @@ def environment_for(environment: Mapping[str, str], cwd: Path) -> dict[str, str]
         "PYTHONUNBUFFERED": "1",
         **{str(name): str(value) for name, value in environment.items()},
     }
+
+
+def weakness() -> str:
+    """Why code of services would run as root on this machine; empty where it doesn't, or where we aren't root."""
+    if os.geteuid() != 0 or not (reason := sandboxed.why_not_bubblewrap(shutil.which("bwrap"))):
+        return ""
+    user = sandboxed.other_user("nobody")
+    if user is None:
+        return f"{reason}, and there is no user nobody"
+    asked = [sys.executable, "-I", "-c", ""]
+    try:
+        done = subprocess.run(
+            asked,
+            user=user.pw_uid,
+            group=user.pw_gid,
+            extra_groups=[],
+            cwd="/",
+            env={},
+            capture_output=True,
+            check=False,
+        )
+    except OSError:
+        return f"{reason}, and user nobody can't run {sys.executable}"
+    return f"{reason}, and user nobody can't run {sys.executable}" if done.returncode else ""
 
 
 def specification(

@@ -13,7 +13,7 @@ to it (PR_SET_CHILD_SUBREAPER), so no double fork and no new session escapes it.
 """
 
 # os.path rather than pathlib: descriptors, link texts and literal paths, in a child that must do little.
-# ruff: noqa: PTH112, PTH114, PTH115, PTH116, PTH118, PTH120, PTH123, PTH208, SIM105, S108, S606
+# ruff: noqa: PTH111, PTH112, PTH114, PTH115, PTH116, PTH117, PTH118, PTH119, PTH120, PTH123, PTH208, SIM105, S108, S606
 
 from __future__ import annotations
 
@@ -25,14 +25,19 @@ import resource
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
+PR_CAPBSET_DROP, PR_SET_SECUREBITS = 24, 28
+# User 0 is nobody special, for good: SECBIT_NOROOT, _NO_SETUID_FIXUP and _NO_CAP_AMBIENT_RAISE, and all four locked.
+ROOT_IS_NOBODY = 0b11101111
 EXIT_CANNOT_START = 127
 EXIT_TIMED_OUT = 124
 EXIT_TOO_MANY_PROCESSES = 125
@@ -64,8 +69,8 @@ def descendants(root: int) -> list[int]:
         return []
     for entry in entries:
         try:
-            with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as stat:
-                state, parent = stat.read().rpartition(")")[2].split()[:2]
+            with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as source:
+                state, parent = source.read().rpartition(")")[2].split()[:2]
         except OSError:
             continue
         if state != "Z":
@@ -226,14 +231,31 @@ def prefixes() -> list[str]:
 
 
 def environment_base(folder: str) -> list[str]:
-    """The base interpreter of a virtual environment in `folder`/.venv, or nothing."""
+    """The base interpreter of a virtual environment in `folder`/.venv, or nothing.
+
+    The command itself may have written that file, so nothing but an interpreter's own folder is believed.
+    """
     try:
         lines = Path(folder, ".venv", "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
-    except OSError:
+    except (OSError, ValueError):
         return []
     homes = [line.partition("=")[2].strip() for line in lines if line.partition("=")[0].strip() == "home"]
-    found = [os.path.dirname(home) for home in homes]
+    found = [os.path.dirname(home) for home in homes if os.path.isabs(home) and is_interpreter(home, folder)]
     return unique(found + [os.path.realpath(path) for path in found])
+
+
+def is_interpreter(programs: str, folder: str) -> bool:
+    """Whether `programs` is the bin/ of an installed Python, and what lies beside it is that Python and no more."""
+    real = os.path.realpath(programs)
+    base = os.path.dirname(real)
+    if os.path.basename(real) != "bin" or not os.access(os.path.join(real, "python3"), os.X_OK):
+        return False
+    # Every Python comes with its library; a home folder with a link called bin/python3 does not.
+    if base != os.path.realpath(os.path.dirname(programs)) or not any(Path(base).glob("lib*/py*3*/os.py")):
+        return False
+    inside = os.path.realpath(folder)
+    private = [inside, os.path.realpath(os.path.expanduser("~"))]
+    return not any(f"{path}/".startswith(f"{base}/") for path in private) and not f"{base}/".startswith(f"{inside}/")
 
 
 def unique(paths: list[str]) -> list[str]:
@@ -349,30 +371,128 @@ def other_user(name: str | None) -> pwd.struct_passwd | None:
         return None
 
 
-def become(user: pwd.struct_passwd) -> None:
-    os.setgroups([])
-    os.setgid(user.pw_gid)
-    os.setuid(user.pw_uid)
+@dataclass(frozen=True)
+class Identity:
+    """Whom the command runs as: another user, or who we are with or without root's powers."""
+
+    user: pwd.struct_passwd | None
+    groups: tuple[int, ...] = ()
+    powerless: bool = False
+
+    def become(self) -> None:
+        if self.user:
+            os.setgroups(self.groups)
+            os.setgid(self.user.pw_gid)
+            os.setuid(self.user.pw_uid)
+        elif self.powerless:
+            drop_capabilities()
 
 
-def unreachable(user: pwd.struct_passwd, spec: dict[str, Any], program: str) -> str:
-    """The first folder that `user` can't use, asked as that user in a child; empty when all are fine."""
+def drop_capabilities() -> None:
+    """User 0 keeps the files it owns and nothing else of root, also after it starts another program."""
+    prctl(PR_SET_SECUREBITS, ROOT_IS_NOBODY)
+    for number in range(64):
+        prctl(PR_CAPBSET_DROP, number)
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
+    if libc.capset(header, (ctypes.c_uint32 * 6)()):
+        raise OSError(ctypes.get_errno(), "the capabilities could not be dropped")
+
+
+def socket_groups(spec: dict[str, Any]) -> tuple[int, ...]:
+    """The groups that another user needs for the folders of sockets that its environment names."""
+    states = [os.stat(path) for path in spec["readable"]]
+    return tuple({one.st_gid for one in states if one.st_mode & stat.S_IXGRP and not one.st_mode & stat.S_IXOTH})
+
+
+def unreachable(identity: Identity, needs: list[tuple[str, int]]) -> str:
+    """The first path that `identity` can't use, asked as such in a child; empty when all are fine."""
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            become(user)
-            needs = [(path, os.R_OK | os.X_OK) for path in [*prefixes(), *spec["readable"], program]]
-            needs += [(path, os.R_OK | os.W_OK | os.X_OK) for path in [*spec["writable"], spec["cwd"]]]
-            first = next((path for path, mode in needs if not os.access(path, mode)), "")
-            os.write(write_end, first.encode()[:4000])
+            answer = "its own identity"
+            identity.become()
+            answer = next((path for path, mode in needs if not os.access(path, mode)), "")
         finally:
+            os.write(write_end, answer.encode(errors="replace")[:4000])
             os._exit(0)
     os.close(write_end)
     answer = os.read(read_end, 4096).decode(errors="replace")
     os.close(read_end)
     os.waitpid(child, 0)
     return answer
+
+
+def give(folder: str, user: pwd.struct_passwd, *, of: int) -> None:
+    """Make what `of` owns in `folder` the property of `user`, following no link.
+
+    Files with a second name stay as they are: that name may be outside (a package installer's cache, /etc/shadow).
+    """
+    for _, _, files, descriptor in os.fwalk(folder, follow_symlinks=False):
+        if os.fstat(descriptor).st_uid == of:
+            os.fchown(descriptor, user.pw_uid, user.pw_gid)
+        for name in files:
+            try:
+                file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=descriptor)
+            except OSError:
+                continue  # a link, a socket, or gone
+            try:
+                state = os.fstat(file)
+                if stat.S_ISREG(state.st_mode) and state.st_nlink == 1 and state.st_uid == of:
+                    os.fchown(file, user.pw_uid, user.pw_gid)
+            finally:
+                os.close(file)
+
+
+def choose_identity(spec: dict[str, Any], program: str) -> tuple[Identity, str]:
+    """As whom to run without bubblewrap, as harmless as this machine lets it be; and why it is not another user.
+
+    Root gives the folders that may be written to that user, and takes them back where it must run as itself.
+    """
+    ours = list(dict.fromkeys([*spec["writable"], spec["cwd"]]))
+    if os.geteuid() != 0:
+        return Identity(None), ""
+    known = [(path, os.X_OK) for path in spec["readable"]]
+    known += [(path, os.R_OK | os.X_OK) for path in prefixes()]
+    known += [(os.path.dirname(path), os.X_OK) for path in ours]
+    full = [(path, os.R_OK | os.W_OK | os.X_OK) for path in ours] + [(program, os.X_OK)]
+    user, why = other_user(spec["user"]), ""
+    if user:
+        identity = Identity(user, socket_groups(spec))
+        why = unreachable(identity, known)
+        if not why:
+            for folder in ours:
+                give(folder, user, of=0)
+            why = unreachable(identity, full)
+            if not why:
+                return identity, ""
+        why = f"user {user.pw_name} can't use {why}"
+    take_back(spec)
+    powerless = Identity(None, powerless=sys.platform == "linux")
+    return (Identity(None) if unreachable(powerless, known + full) else powerless), why
+
+
+def take_back(spec: dict[str, Any]) -> None:
+    """What was given to the other user is root's again: without its powers root could not write there."""
+    user = other_user(spec["user"])
+    if user is None:
+        return
+    for folder in dict.fromkeys([*spec["writable"], spec["cwd"]]):
+        if os.stat(folder).st_uid == user.pw_uid:
+            give(folder, pwd.getpwuid(0), of=user.pw_uid)
+
+
+def described(identity: Identity, reason: str, why: str, *, installed: bool) -> str:
+    """What isolates the command where bubblewrap can't, in words for a person who will rely on it."""
+    if identity.user:
+        return f"user {identity.user.pw_name}: what everybody may read and the network are open, because {reason}"
+    name = "root" if os.geteuid() == 0 else "RuneRogue's own user"
+    if os.geteuid() == 0:
+        name += " without its capabilities" if identity.powerless else " with all its powers"
+    advice = "let bubblewrap make user namespaces" if installed else "install bubblewrap"
+    because = f"{reason}, and {why}" if why else reason
+    return f"limits only: runs as {name}; files and network are open, because {because}; {advice}"
 
 
 def find_program(spec: dict[str, Any]) -> str:
@@ -423,7 +543,7 @@ def start_in_bubblewrap(spec: dict[str, Any], binary: str, supervisor: Superviso
 
 
 def start_with_limits(
-    spec: dict[str, Any], program: str, user: pwd.struct_passwd | None, scratch: str, supervisor: Supervisor
+    spec: dict[str, Any], program: str, identity: Identity, scratch: str, supervisor: Supervisor
 ) -> int:
     """Fork a second supervisor and, below it, the command: each supervisor ends the tree if the other is killed."""
     environment = {"HOME": scratch, "TMPDIR": scratch, **spec["environment"]}
@@ -442,9 +562,12 @@ def start_with_limits(
     if command == 0:
         inner.in_child()
         os.setsid()
-        apply_limits(spec["limits"], user.pw_uid if user else os.getuid())
-        if user:
-            become(user)
+        apply_limits(spec["limits"], identity.user.pw_uid if identity.user else os.getuid())
+        try:
+            identity.become()
+        except OSError as error:
+            os.write(2, f"sandbox: {error.strerror}\n".encode())
+            os._exit(EXIT_CANNOT_START)
         prctl(PR_SET_NO_NEW_PRIVS, 1)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # last: a change of user clears it
         execute(spec["argv"], program, environment, spec["cwd"])
@@ -465,19 +588,14 @@ def launch(spec: dict[str, Any], supervisor: Supervisor) -> dict[str, Any]:
     try:
         if not reason:
             isolation = "bubblewrap"
+            take_back(spec)
             child = start_in_bubblewrap(spec, binary, supervisor)
         else:
-            user = other_user(spec["user"])
-            missing = unreachable(user, spec, program) if user else ""
-            if user and not missing:
-                isolation = f"user {user.pw_name}"
-                os.chown(scratch, user.pw_uid, user.pw_gid)
-            else:
-                isolation = f"limits only: {reason}"
-                if user:
-                    isolation += f"; user {user.pw_name} can't use {missing}"
-                    user = None
-            child = start_with_limits(spec, program, user, scratch, supervisor)
+            identity, why = choose_identity(spec, program)
+            isolation = described(identity, reason, why, installed=bool(binary))
+            if identity.user:
+                os.chown(scratch, identity.user.pw_uid, identity.user.pw_gid)
+            child = start_with_limits(spec, program, identity, scratch, supervisor)
         code, ended = supervisor.wait(
             child,
             timeout_seconds=spec["timeout_seconds"],

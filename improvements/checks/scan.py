@@ -10,6 +10,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -55,9 +56,16 @@ PROTECTED: Mapping[str, str] = {
     "**/CODEOWNERS": "who reviews",
     ".pre-commit-config.yaml": "CI",
     "**/Makefile": "how checks are run",
+    "**/GNUmakefile": "how checks are run",
     "**/conftest.py": "how tests are run",
     "**/pytest.ini": "how tests are run",
+    "**/.pytest.ini": "how tests are run",
+    "**/pytest.toml": "how tests are run",
+    "**/.pytest.toml": "how tests are run",
+    "**/sitecustomize.py": "how Python starts",
+    "**/usercustomize.py": "how Python starts",
     "**/tox.ini": "how tests are run",
+    "**/tox.toml": "how tests are run",
     "**/noxfile.py": "how tests are run",
     "**/setup.cfg": "how tests are run",
     "**/Dockerfile*": "how it is deployed",
@@ -71,6 +79,20 @@ PROTECTED: Mapping[str, str] = {
     "**/.gitmodules": "what git does with files",
     "**/.git/**": "git itself",
 }
+
+# In pyproject.toml a patch may change what a service depends on. How it is built, checked and tested is protected: all
+# of [tool], but for these.
+DEPENDENCIES = (
+    ("poetry", "dependencies"),
+    ("poetry", "dev-dependencies"),
+    ("poetry", "group"),
+    ("pdm", "dev-dependencies"),
+    ("uv", "dev-dependencies"),
+    ("uv", "constraint-dependencies"),
+    ("uv", "override-dependencies"),
+)
+# A service's tests are the proof of a patch. It may add tests, and leaves those that are there as they are.
+TESTS = ("**/tests/**", "**/test/**", "**/test_*.py", "**/*_test.py", "**/tests.py")
 
 # Operations that lose data, or that break the release which still runs beside the candidate.
 DESTRUCTIVE = {
@@ -165,6 +187,8 @@ def _refusal(base: Path, patched: Path, path: str, protected: Sequence[str]) -> 
         return f"{path} is inside git's own folder"
     if reason := protected_reason(path, protected):
         return f"{path}: {reason}"
+    if any(matches(path, glob) for glob in TESTS) and (base / pure).is_file():
+        return f"{path} is a test that was there before; a patch may only add tests"
     modes: list[int | None] = []
     for root in (base, patched):
         for parent in reversed(pure.parents[:-1]):
@@ -187,7 +211,40 @@ def _refusal(base: Path, patched: Path, path: str, protected: Sequence[str]) -> 
         return f"{path} changes its mode"
     if before is None and after:
         return f"{path} is new and executable"
+    if pure.name.lower() == "pyproject.toml":
+        return _changed_tools(base / pure, patched / pure, path)
     return ""
+
+
+def _changed_tools(base: Path, patched: Path, path: str) -> str:
+    """Which guarding part of a pyproject.toml differs, as a refusal; empty when none does."""
+    try:
+        before, after = _guarded(base), _guarded(patched)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return f"{path} can't be parsed: {error}"
+    different = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+    return f"{path} changes how it is built, checked or tested: [{'], ['.join(different)}]" if different else ""
+
+
+def _guarded(file: Path) -> dict[str, Mapping[str, Any]]:
+    """Every table of a pyproject.toml that a patch has to leave alone, by its name. Nothing where there is no file."""
+    if not file.exists():
+        return {}
+    content = tomllib.loads(file.read_text(encoding="utf-8"))
+    tools = _table(content, "tool")
+    found: dict[str, Mapping[str, Any]] = {
+        f"tool.{name}": {key: value for key, value in _table(tools, name).items() if (name, key) not in DEPENDENCIES}
+        for name in tools
+    }
+    found["build-system"] = {key: one for key, one in _table(content, "build-system").items() if key != "requires"}
+    found["project.entry-points"] = _table(_table(content, "project"), "entry-points")
+    return {name: table for name, table in found.items() if table}
+
+
+def _table(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A table of a TOML file; what should be one and is not is kept as its only value."""
+    found = content.get(name, {})
+    return found if isinstance(found, dict) else {"": found}
 
 
 def _renames(base: Path, patched: Path, changed: Sequence[str]) -> list[str]:

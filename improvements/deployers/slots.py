@@ -58,8 +58,9 @@ def mark_started(release: Release, *, at: object, url: str) -> None:
         Release.objects.filter(pk=release.pk).update(state=Release.State.RUNNING, started_at=at)
         others = Target.objects.filter(service=release.service, release=release.short).exclude(url=url)
         others.update(active=False)
+        serves = Release.objects.filter(pk=release.pk, share__gt=0).exists()
         Target.objects.update_or_create(
-            service=release.service, release=release.short, url=url, defaults={"active": True}
+            service=release.service, release=release.short, url=url, defaults={"active": True, "serving": serves}
         )
     release.refresh_from_db(fields=["state", "started_at"])
 

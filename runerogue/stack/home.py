@@ -38,7 +38,7 @@ class Home:
 
     @property
     def postgres(self) -> Path:
-        """Everything of PostgreSQL: configuration, socket and `data/`. Owned by the user that PostgreSQL runs as."""
+        """PostgreSQL's configuration and `data/`. Only the user that PostgreSQL runs as may look inside."""
         return self.folder / "postgres"
 
     @property
@@ -46,8 +46,13 @@ class Home:
         return self.postgres / "data"
 
     @property
+    def postgres_sockets(self) -> Path:
+        """The folder of PostgreSQL's socket, and of nothing else: a service that uses the database may see it."""
+        return self.folder / "pg"
+
+    @property
     def postgres_socket(self) -> Path:
-        return self.postgres / ".s.PGSQL.5432"
+        return self.postgres_sockets / ".s.PGSQL.5432"
 
     @property
     def valkey(self) -> Path:
@@ -222,7 +227,7 @@ class Home:
         if password is None:
             password = self.secret("postgres_superuser" if role == "postgres" else f"postgres_{role}")
         login = quote(role, safe="") + (f":{quote(password, safe='')}" if password else "")
-        return f"postgresql://{login}@/{quote(database or role, safe='')}?host={quote(str(self.postgres))}"
+        return f"postgresql://{login}@/{quote(database or role, safe='')}?host={quote(str(self.postgres_sockets))}"
 
     def redis_url(self, *, database: int = 0) -> str:
         """The URL of the embedded Valkey, as redis-py reads it."""

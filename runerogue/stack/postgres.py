@@ -74,10 +74,13 @@ def prepare(home: Home, say: Say, *, settings: Mapping[str, str] = SETTINGS) -> 
     """Make the database cluster if there is none, and write its configuration. StackError with what to do."""
     programs = binaries()
     user = system_user(home)
-    home.postgres.mkdir(mode=0o700, exist_ok=True)
+    for folder in (home.postgres, home.postgres_sockets):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
     if user:
-        os.chown(home.postgres, user.pw_uid, os.getegid())
-        home.postgres.chmod(0o2710)  # the socket made in it gets the folder's group
+        os.chown(home.postgres, user.pw_uid, user.pw_gid)
+        os.chown(home.postgres_sockets, user.pw_uid, os.getegid())
+        home.postgres_sockets.chmod(0o2710)  # the socket made in it gets the folder's group
         reach.let_in(programs, user, say)
         reach.let_in(home.postgres, user, say)
     major = _major_of(programs, user, home)
@@ -167,7 +170,7 @@ def _configuration(home: Home, settings: Mapping[str, str]) -> str:
     own = {
         "data_directory": str(home.postgres_data),
         "hba_file": str(home.postgres / "pg_hba.conf"),
-        "unix_socket_directories": '"' + str(home.postgres).replace('"', '""') + '"',
+        "unix_socket_directories": '"' + str(home.postgres_sockets).replace('"', '""') + '"',
         **settings,
     }
     quoted = (f"{name} = '{value.replace(chr(39), chr(39) * 2)}'" for name, value in own.items())

@@ -15,6 +15,7 @@ ARITHMETIC = [
     "approvals/chain.py",
     "approvals/diff.py",
     "approvals/fingerprint.py",
+    "approvals/outline.py",
     "approvals/policy.py",
     "improvements/outcome.py",
     "improvements/risk.py",

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from improvements.deployers import Deployer, DeployError, HaproxyDeployer, MemoryDeployer, ServersDown, deployer_for
@@ -94,6 +95,41 @@ def test_installs_again_what_a_dead_worker_left_half_done(service: Service) -> N
     (folder / "version.txt").write_text("half")
     deployer.install(release)
     assert (folder / "version.txt").read_text() == "again"
+
+
+def test_sees_what_was_changed_in_a_release_since_it_was_proven(service: Service) -> None:
+    repository = Path(service.repository)
+    (repository / ".gitattributes").write_text("crlf.txt text eol=crlf\n")
+    (repository / "crlf.txt").write_text("one\ntwo\n")
+    (repository / "link").symlink_to("server.py")
+    (repository / "lock").write_text("old")
+    service.manifest = manifest(setup="sh -c 'echo written by setup > lock'")
+    service.save()
+    release = release_of(service, "installed")
+    deployer = HaproxyDeployer()
+    with pytest.raises(DeployError, match="install it before"):
+        deployer.intact(release)
+    deployer.install(release)
+    folder = Path(release.folder)
+    (folder / "faults.json").write_text("{}")
+    assert deployer.intact(release) == ""
+    (folder / "server.py").write_text("evil")
+    (folder / "lock").write_text("evil")
+    (folder / "link").unlink()
+    (folder / "link").symlink_to("/etc/passwd")
+    (folder / "version.txt").unlink()
+    (folder / "crlf.txt").chmod(0o755)
+    assert deployer.intact(release).endswith("changed since: crlf.txt, link, lock, server.py, version.txt")
+    assert sorted(path.name for path in folder.parent.iterdir() if path.name.startswith(".")) == []
+
+
+def test_keeps_what_is_for_tests_from_a_release(service: Service) -> None:
+    service.environment = {"A": "live", "TESTING__A": "throwaway"}
+    service.save()
+    deployer = HaproxyDeployer()
+    release = up(deployer, service, "quiet")
+    seen = httpx.get(f"{deployer.address(release)}/environment", trust_env=False).json()
+    assert (seen["A"], "TESTING__A" in seen) == ("live", False)
 
 
 def test_says_what_a_failing_setup_said(service: Service) -> None:
@@ -411,6 +447,17 @@ def test_twin_refuses_like_the_real_one(twin: tuple[MemoryDeployer, Service]) ->
         deployer.start(release_of(service, "early"))
     with pytest.raises(DeployError, match="100 % of the traffic"):
         deployer.stop(up(deployer, service, "busy", share=100))
+
+
+def test_twin_tells_what_was_altered(twin: tuple[MemoryDeployer, Service]) -> None:
+    deployer, service = twin
+    release = release_of(service, "one more")
+    with pytest.raises(DeployError, match="install it before"):
+        deployer.intact(release)
+    deployer.install(release)
+    assert deployer.intact(release) == ""
+    deployer.altered.add(release.commit)
+    assert "not what was proven" in deployer.intact(release)
 
 
 def test_is_chosen_by_name(twin: tuple[MemoryDeployer, Service], settings: object) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from ipaddress import ip_network
 
 import pytest
+from django.core.checks import WARNING
 from pytest_django.fixtures import Settings
 
-from monitoring.checks import AFTER, BEFORE, check_monitoring
+from monitoring import sandbox
+from monitoring.checks import AFTER, BEFORE, check_monitoring, check_sandbox
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +49,11 @@ def test_middleware_that_lets_clients_invent_labels(settings: Settings) -> None:
 def test_a_metrics_folder_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/nowhere/at/all")
     assert found() == ["monitoring.E001"]
+
+
+@pytest.mark.parametrize(("why", "ids"), [("", []), ("bubblewrap is not installed, and …", ["monitoring.W004"])])
+def test_code_of_services_that_would_run_as_root(why: str, ids: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "weakness", lambda: why)
+    messages = check_sandbox(None)
+    assert [message.id for message in messages] == ids
+    assert all("apt-get install bubblewrap" in str(message.hint) and message.level < WARNING for message in messages)

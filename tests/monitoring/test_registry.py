@@ -13,7 +13,14 @@ from approvals.models import AuditEntry
 from monitoring import registry
 from monitoring.manifest import ManifestError
 from monitoring.models import AlertRule, Service, Target
-from monitoring.registry import CannotRegister, ensure_self, refresh, register
+from monitoring.registry import (
+    CannotRegister,
+    ensure_self,
+    environment_for_tests,
+    refresh,
+    register,
+    running_environment,
+)
 from tests.monitoring.factories import MANIFEST, commit, git, repository
 
 pytestmark = pytest.mark.django_db
@@ -101,6 +108,37 @@ def test_says_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
     commit(folder, "gone")
     with pytest.raises(CannotRegister, match=r"has no runerogue\.toml"):
         register(None, str(folder), environment={}, actor=None)
+
+
+def test_refuses_a_repository_that_makes_git_run_programs(tmp_path: Path) -> None:
+    folder = repository(tmp_path / "realm")
+    service = register(None, str(folder), environment={}, actor=None)
+    git(folder, "config", "filter.evil.smudge", "touch /tmp/x")
+    for again in (lambda: register(None, str(folder), environment={}, actor=None), lambda: refresh(service)):
+        with pytest.raises(CannotRegister, match=r"run other programs \(filter\.evil\.smudge\).*fresh clone"):
+            again()
+
+
+def test_cloning_tells_helpers_none_of_our_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = tmp_path / "ssh"
+    spy.write_text(f"#!/bin/sh\nenv > {tmp_path}/told\nexit 1\n")
+    spy.chmod(0o755)
+    for name, value in {"GIT_SSH": str(spy), "DATABASE_URL": "secret", "SSH_AUTH_SOCK": "/agent"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CannotRegister, match="can't be cloned"):
+        register("game", "git@example.org:game.git", environment={}, actor=None)
+    told = (tmp_path / "told").read_text()
+    assert "SSH_AUTH_SOCK=/agent" in told
+    assert "DATABASE_URL" not in told
+    assert "SECRET_KEY" not in told
+
+
+def test_tests_may_have_an_environment_of_their_own(tmp_path: Path) -> None:
+    folder = repository(tmp_path / "realm")
+    given = {"DATABASE_URL": "live", "MODE": "x", "TESTING__DATABASE_URL": "throwaway", "TESTING__EXTRA": "1"}
+    service = register(None, str(folder), environment=given, actor=None)
+    assert running_environment(service) == {"DATABASE_URL": "live", "MODE": "x"}
+    assert environment_for_tests(service) == {"DATABASE_URL": "throwaway", "MODE": "x", "EXTRA": "1"}
 
 
 def test_a_bad_manifest_names_its_line(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The judgements of the checks: tables of numbers in, one verdict out."""
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -173,6 +174,10 @@ def test_matches_paths_like_gitignore(path: str, glob: str, matching: bool) -> N
         "improvements/checks/scan.py",
         "monitoring/sandboxed.py",
         ".gitmodules",
+        "GNUmakefile",
+        "sub/GNUmakefile",
+        "pytest.toml",
+        "src/sitecustomize.py",
     ],
 )
 def test_protects_what_guards_it(path: str) -> None:
@@ -183,6 +188,57 @@ def test_protects_what_guards_it(path: str) -> None:
 def test_leaves_the_rest_open(path: str) -> None:
     assert scan.protected_reason(path) == ""
     assert scan.protected_reason(path, [path])
+
+
+PYPROJECT = """
+[project]
+dependencies = ["django"]
+[build-system]
+requires = ["setuptools"]
+[tool.pytest.ini_options]
+testpaths = ["tests"]
+[tool.poetry.dependencies]
+python = "3"
+"""
+PYPROJECTS = {
+    "a dependency": (PYPROJECT.replace("django", "django>=5"), ""),
+    "what is needed to build": (PYPROJECT.replace('"setuptools"', '"setuptools>=80"'), ""),
+    "a dependency of poetry": (PYPROJECT + 'django = "5"\n', ""),
+    "what pytest does": (PYPROJECT.replace("testpaths", "norecursedirs"), "[tool.pytest]"),
+    "a tool that is new": (PYPROJECT + "[tool.ruff]\nselect = []\n", "[tool.ruff]"),
+    "who builds": (PYPROJECT.replace("requires =", 'build-backend = "evil"\nrequires ='), "[build-system]"),
+    "a plugin": (PYPROJECT + '[project.entry-points.pytest11]\nx = "evil"\n', "[project.entry-points]"),
+    "tool is no table": ("tool = 3\n", "[tool."),
+    "all gone": (None, "[tool.pytest]"),
+    "no TOML": ("[", "can't be parsed"),
+}
+
+
+@pytest.mark.parametrize("case", PYPROJECTS)
+def test_a_patch_may_change_dependencies_and_not_how_they_are_tested(case: str, tmp_path: Path) -> None:
+    text, told = PYPROJECTS[case]
+    for name, content in (("base", PYPROJECT), ("patch", text)):
+        (tmp_path / name / "lib").mkdir(parents=True)
+        if content is not None:
+            (tmp_path / name / "lib" / "pyproject.toml").write_text(content, encoding="utf-8")
+    outcome = scan.check_paths(tmp_path / "base", tmp_path / "patch", changed=["lib/pyproject.toml"])
+    assert outcome.verdict is (Verdict.FAIL if told else Verdict.PASS), outcome.reason
+    assert told in outcome.reason
+
+
+@pytest.mark.parametrize(
+    "path", ["tests/test_a.py", "app/tests.py", "test_a.py", "a_test.py", "tests/data/golden.json"]
+)
+def test_a_patch_may_add_tests_and_change_none(path: str, tmp_path: Path) -> None:
+    base, patch = tmp_path / "base", tmp_path / "patch"
+    for side in (base, patch):
+        (side / path).parent.mkdir(parents=True, exist_ok=True)
+    (patch / path).write_text("assert True\n", encoding="utf-8")
+    assert scan.check_paths(base, patch, changed=[path]).verdict is Verdict.PASS
+    (base / path).write_text("assert 1 == 1\n", encoding="utf-8")
+    assert "a patch may only add tests" in scan.check_paths(base, patch, changed=[path]).reason
+    (patch / path).unlink()
+    assert "a patch may only add tests" in scan.check_paths(base, patch, changed=[path]).reason
 
 
 MIGRATIONS = {

@@ -54,7 +54,7 @@ def test_urls_carry_the_password_and_survive_odd_paths(tmp_path: Path) -> None:
     home.create()
     home.set_secret("postgres_runerogue", "p/w?")
     assert home.database_url() == (
-        f"postgresql://runerogue:p%2Fw%3F@/runerogue?host={tmp_path!s}/a%20home%20%26%20100%25/postgres"
+        f"postgresql://runerogue:p%2Fw%3F@/runerogue?host={tmp_path!s}/a%20home%20%26%20100%25/pg"
     )
     assert home.redis_url(database=3).endswith("/a%20home%20%26%20100%25/run/valkey.sock?db=3")
     assert home.broker_url(database=3).endswith("valkey.sock?virtual_host=3")

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from monitoring import sandbox
+from monitoring import sandbox, sandboxed
 
 BUBBLEWRAP_WORKS = bool(shutil.which("bwrap")) and (
     subprocess.run(
@@ -351,3 +351,130 @@ def test_root_becomes_another_user_where_that_user_can_read_everything(tmp_path:
     assert done.stdout.split()[0] == str(pwd.getpwnam("nobody").pw_uid)
     assert "Operation not permitted" in done.stderr
     assert not Path(done.stdout.split()[1]).exists(), "the scratch folder was left behind"
+
+
+# ---- what a virtual environment claims about its interpreter
+
+
+def interpreter(folder: Path) -> Path:
+    """What an installed Python looks like; its bin/."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python3").symlink_to(sys.executable)
+    (folder / "lib" / "python3.12").mkdir(parents=True)
+    (folder / "lib" / "python3.12" / "os.py").touch()
+    return folder / "bin"
+
+
+def claim(work: Path, home: Path | str) -> list[str]:
+    (work / ".venv").mkdir(parents=True, exist_ok=True)
+    (work / ".venv" / "pyvenv.cfg").write_text(f"home = {home}\nversion = 3.12.1\n", encoding="utf-8")
+    return sandboxed.environment_base(str(work))
+
+
+def test_believes_a_virtual_environment_that_names_an_interpreter(tmp_path: Path) -> None:
+    real = interpreter(tmp_path / "cpython-3.12.1")
+    (tmp_path / "cpython-3.12").symlink_to(tmp_path / "cpython-3.12.1")
+    work = tmp_path / "work"
+    assert claim(work, real) == [str(real.parent)]
+    assert claim(work, tmp_path / "cpython-3.12" / "bin") == [str(tmp_path / "cpython-3.12"), str(real.parent)]
+
+
+def test_believes_no_virtual_environment_that_names_anything_else(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    (secret / "bin").mkdir(parents=True)
+    (secret / "bin" / "python3").symlink_to(sys.executable)  # a home folder may well have this
+    real = interpreter(tmp_path / "python")
+    (secret / "python").symlink_to(real)
+    work = tmp_path / "work"
+    around = interpreter(tmp_path / "around")
+    for home in (secret / "bin", secret, secret / "python", "relative/bin", "/bin", real / "..", "\0"):
+        assert claim(work, home) == [], home
+    assert claim(work, interpreter(work / "own")) == []
+    assert claim(tmp_path / "around" / "work", around) == []
+
+
+# ---- root without bubblewrap
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="about what root gives up")
+
+
+@as_root
+def test_root_that_must_stay_root_gives_up_its_powers_and_says_what_is_open(tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.write_text("of somebody else", encoding="utf-8")
+    foreign.chmod(0o600)
+    os.chown(foreign, pwd.getpwnam("nobody").pw_uid, -1)
+    code = f"""
+        import os, pathlib
+        print(os.getuid(), [line.split()[1] for line in open("/proc/self/status") if line.startswith("Cap")])
+        print(os.access({str(foreign)!r}, os.R_OK), os.system("cat {foreign} 2>&1 | grep -c denied"))
+        pathlib.Path("written").touch()
+    """
+    done = sandbox.run(python(code), cwd=tmp_path, environment={}, timeout_seconds=20, user=None, bubblewrap=False)
+    assert done.exit_code == 0, done.stderr
+    assert f"0 {['0' * 16] * 5}" in done.stdout
+    assert "False 0" in done.stdout
+    assert done.isolation == (
+        "limits only: runs as root without its capabilities; files and network are open, because bubblewrap is not "
+        "installed; install bubblewrap"
+    )
+
+
+@as_root
+def test_root_gives_its_folder_to_the_other_user_and_takes_it_back(tmp_path: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    work, outside = tmp_path / "work", tmp_path / "outside"
+    (work / "inner").mkdir(parents=True)
+    for file in (work / "a", work / "inner" / "b", outside):
+        file.touch()
+    (work / "link").symlink_to(outside)
+    (work / "second name").hardlink_to(outside)
+    os.chown(work / "inner" / "b", 12345, -1)
+    sandboxed.give(str(work), nobody, of=0)
+    assert {work.stat().st_uid, (work / "a").stat().st_uid, (work / "inner").stat().st_uid} == {nobody.pw_uid}
+    assert outside.stat().st_uid == 0, "a link or a second name led outside"
+    assert (work / "inner" / "b").stat().st_uid == 12345, "it belongs to somebody else"
+    spec = sandbox.specification(["true"], cwd=work, environment={})
+    sandboxed.take_back(spec)
+    assert {work.stat().st_uid, (work / "a").stat().st_uid} == {0}
+
+
+@as_root
+@pytest.mark.skipif(not os.access(SYSTEM_PYTHON, os.X_OK), reason="there is no Python that every user can read")
+def test_the_other_user_gets_the_group_of_a_socket_folder_that_it_needs() -> None:
+    nobody = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        work, sockets = Path(folder, "work"), Path(folder, "s")
+        work.mkdir()
+        sockets.mkdir()
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(sockets / "db"))
+            server.listen()
+            (sockets / "db").chmod(0o770)
+            sockets.chmod(0o2710)
+            code = f"import os, socket; socket.socket(1).connect({str(sockets / 'db')!r}); print(os.getuid())"
+            spec = sandbox.specification(
+                [SYSTEM_PYTHON, "-c", code], cwd=work, environment={}, readable=[sockets], bubblewrap=False
+            )
+            (Path(folder) / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
+            launcher = shutil.copy(sandbox.LAUNCHER, Path(folder) / "sandboxed.py")
+            done = subprocess.run(
+                [SYSTEM_PYTHON, "-I", launcher, "--spec-file", f"{folder}/spec.json"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+    assert done.stdout.strip() == str(nobody.pw_uid), done.stderr
+
+
+@as_root
+def test_says_when_code_of_services_would_run_as_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    locked = tmp_path / "python"
+    locked.write_text("#!/bin/sh\n", encoding="utf-8")
+    locked.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(locked))
+    assert sandbox.weakness() == f"bubblewrap is not installed, and user nobody can't run {locked}"
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    assert sandbox.weakness() == ""
