@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
@@ -12,13 +11,13 @@ from django.core.paginator import Page, Paginator
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import reverse
+from django.urls import NoReverseMatch, reverse
 from django.utils.functional import cached_property
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
 
-from approvals import pages, requests
+from approvals import outline, pages, requests
 from approvals.models import ApprovalRequest, AuditEntry, AuditHead
 from approvals.policy import Decision
 
@@ -76,6 +75,7 @@ def signed_in(request: HttpRequest) -> User:
 @admin.register(ApprovalRequest)
 class ApprovalRequestAdmin(ReadOnlyAdmin, RequestModelAdmin):
     actions = None
+    nothing = "Nothing here. A request appears when an improvement needs people to sign."
     list_display = ["title", "tier", "state", "proposed_by", "created_at", "expires_at"]
     list_filter = [AwaitingFilter, "state", "tier"]
     list_select_related = ["proposed_by"]
@@ -200,6 +200,7 @@ class SubjectFilter(ValueFilter):
 @admin.register(AuditEntry)
 class AuditEntryAdmin(ReadOnlyAdmin, EntryModelAdmin):
     actions = None
+    nothing = "Nothing recorded."
     list_display = ["sequence", "at", "actor", "action", "about", "reason"]
     list_filter = [ActionFilter, ActorFilter, SubjectFilter]
     list_per_page = 100
@@ -225,8 +226,13 @@ class AuditEntryAdmin(ReadOnlyAdmin, EntryModelAdmin):
         return entries.defer("payload") if listing else entries
 
     @admin.display(description="subject")
-    def about(self, entry: AuditEntry) -> str:
-        return entry.subject or "—"
+    def about(self, entry: AuditEntry) -> SafeString | str:
+        """Linked where the subject has a page. Whether the row is still there is not asked: entries outlive rows."""
+        try:
+            page = reverse(f"admin:{entry.subject_kind.replace('.', '_')}_change", args=[entry.subject_id])
+        except NoReverseMatch:
+            return entry.subject or "—"
+        return format_html('<a href="{}">{}</a>', page, entry.subject)
 
     @admin.display(description="reason")
     def reason(self, entry: AuditEntry) -> str:
@@ -250,8 +256,11 @@ class AuditEntryAdmin(ReadOnlyAdmin, EntryModelAdmin):
 
 
 def as_text(value: Any) -> SafeString | str:
-    """A recorded value for people: indented JSON, plain text without quotes, a dash for nothing."""
+    """A recorded value for people; a dash for nothing."""
     if value is None:
         return "—"
-    text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
-    return format_html('<pre class="record">{}</pre>', text)
+    rows = (
+        (line.depth, f"{line.name}: " if line.name and line.text else line.name, line.text)
+        for line in outline.lines(value)
+    )
+    return format_html_join("", '<div class="rr-line rr-depth-{}"><strong>{}</strong>{}</div>', rows)

@@ -23,9 +23,11 @@ GROUP_NAMES: Mapping[Role, str] = {
     Role.ON_CALL: "On-call engineers",
     Role.VIEWER: "Viewers",
 }
-# Least privilege: every group reads these apps and changes nothing in them through Django's permissions. What people
-# may decide (sign, stop) follows from their role, in the domain code.
+# Least privilege: every group reads these apps, and who is called when something goes wrong may start and stop
+# improvements. Nothing else is granted; who may sign follows from the role, in the domain code.
 READABLE_APPS = ("approvals", "monitoring", "analysis", "improvements")
+OPERATING_ROLES = (Role.LEAD, Role.ARCHITECTURE, Role.CTO, Role.ON_CALL)
+TO_OPERATE = {"content_type__app_label": "improvements", "codename": "change_improvement"}
 
 
 def people(ids: Iterable[int], *, lock: bool = False) -> dict[int, PersonFacts]:
@@ -83,7 +85,7 @@ def revoke(user: User, role: Role, *, actor: User | None = None, because: str = 
 
 
 def prepare(sender: AppConfig, using: str, **kwargs: object) -> None:
-    """After migrate (or flush): the log's head, the five groups, and their right to read. Repeats harmlessly.
+    """After migrate (or flush): the log's head, the five groups, and their rights. Repeats harmlessly.
 
     A handler and not a data migration, because Django makes permissions only after all migrations have run.
     """
@@ -99,9 +101,9 @@ def prepare(sender: AppConfig, using: str, **kwargs: object) -> None:
             content_type__app_label__in=[config.label for config in readable], codename__startswith="view_"
         )
     )
-    groups = ensure_groups()
-    for group in groups.values():
-        group.permissions.add(*view)
+    operate = list(Permission.objects.filter(**TO_OPERATE))
+    for role, group in ensure_groups().items():
+        group.permissions.add(*view, *(operate if role in OPERATING_ROLES else ()))
 
 
 def ensure_groups() -> dict[Role, Group]:

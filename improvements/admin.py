@@ -37,6 +37,7 @@ class ReadOnly(admin.ModelAdmin[Any]):
 
 @admin.register(Improvement)
 class ImprovementAdmin(ReadOnly):
+    nothing = "No improvement yet. They are suggested when a finding is open that an author can act on."
     list_display = ["title", "service", "state", "tier_shown", "benefit_shown", "state_since"]
     list_filter = ["state", "service", "author", "tier"]
     list_select_related = ["service"]
@@ -49,7 +50,7 @@ class ImprovementAdmin(ReadOnly):
             return f"about {improvement.estimated_tier}"
         return f"{improvement.tier} ({improvement.risk:.2f})"
 
-    @admin.display(description="users' waiting saved, estimated", ordering="benefit")
+    @admin.display(description="waiting saved, estimated", ordering="benefit")
     def benefit_shown(self, improvement: Improvement) -> str:
         return f"{improvement.benefit:,.0f} s an hour"
 
@@ -58,6 +59,7 @@ class ImprovementAdmin(ReadOnly):
         return [
             path("<int:pk>/begin/", view(self.begin), name="improvements_improvement_begin"),
             path("<int:pk>/stop/", view(self.stop), name="improvements_improvement_stop"),
+            path("<int:pk>/retry/", view(self.retry), name="improvements_improvement_retry"),
             *super().get_urls(),
         ]
 
@@ -73,6 +75,8 @@ class ImprovementAdmin(ReadOnly):
                 .first()
             )
             context |= {
+                "title": improvement.title,
+                "subtitle": None,
                 "page": page_of(improvement),
                 "approval_request": asked,
                 "may_operate": request.user.has_perm("improvements.change_improvement"),
@@ -91,6 +95,15 @@ class ImprovementAdmin(ReadOnly):
                 raise ValueError("Write a reason: the record and the next attempt need it.")
             target = stopping.stop(improvement, actor=actor, because=because)
             return f"Stopped: it is now {target.label}."
+
+        return self._act(request, pk, act)
+
+    def retry(self, request: HttpRequest, pk: int) -> HttpResponse:
+        def act(improvement: Improvement, actor: User, because: str) -> str:
+            if not because:
+                raise ValueError("Write what you removed that held the rollback up: the record needs it.")
+            stopping.retry_rollback(improvement, actor=actor, because=because)
+            return "The rollback is tried again."
 
         return self._act(request, pk, act)
 
@@ -115,25 +128,39 @@ class ImprovementAdmin(ReadOnly):
 
 @admin.register(Release)
 class ReleaseAdmin(ReadOnly):
-    list_display = ["__str__", "state", "share", "server", "port", "started_at"]
+    nothing = "No release yet. `manage.py deploy NAME` runs a registered service behind the proxy."
+    list_display = ["__str__", "state", "share_shown", "server", "port", "started_at"]
     list_filter = ["service", "state"]
     list_select_related = ["service"]
-    fields = ["service", "commit", "state", "share", "server", "port", "folder", "started_at", "created_at"]
+    fields = ["service", "commit", "state", "share_shown", "server", "port", "folder", "started_at", "created_at"]
+    readonly_fields = ["share_shown"]
+
+    @admin.display(description="share of the traffic", ordering="share")
+    def share_shown(self, release: Release) -> str:
+        return f"{release.share} %"
 
 
 @admin.register(Rollout)
 class RolloutAdmin(ReadOnly):
-    list_display = ["improvement", "service", "state", "step", "started_at", "ended_at"]
+    nothing = "No rollout yet. One begins when an improvement is approved."
+    list_display = ["improvement", "service", "state", "last_verdict", "started_at", "ended_at"]
     list_filter = ["service", "state"]
     list_select_related = ["service", "improvement"]
     fields = [
-        "service", "improvement", "current", "candidate", "state", "step", "started_at", "full_since",
+        "service", "improvement", "current", "candidate", "state", "started_at", "full_since",
         "traffic_back_at", "ended_at", "verdicts_shown",
     ]  # fmt: skip
     readonly_fields = ["verdicts_shown"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Rollout]:
         return super().get_queryset(request).select_related("current__service", "candidate__service")
+
+    @admin.display(description="last verdict")
+    def last_verdict(self, rollout: Rollout) -> str:
+        if not rollout.verdicts:
+            return "none yet"
+        last = rollout.verdicts[-1]
+        return f"{last['verdict']} at {last['share']} %"
 
     @admin.display(description="verdicts")
     def verdicts_shown(self, rollout: Rollout) -> SafeString:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from approvals import diff
+from approvals import diff, outline
 from improvements.models import MOVES, Improvement, Rollout, State
 from improvements.outcome import Verdict
 from improvements.pipeline import PIPELINE
-
-# Texts longer than this are cut on the page; the whole is in the database and its hash in the audit log.
-LONGEST_EVIDENCE = 20_000
 
 
 @dataclass(frozen=True)
@@ -21,7 +16,17 @@ class ShownEvidence:
     kind: str
     summary: str
     sha256: str
-    text: str
+    lines: tuple[outline.Line, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number of the endpoint, before and after, in words."""
+
+    name: str
+    before: str
+    after: str
+    change: str
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,15 @@ class Page:
     path: tuple[tuple[str, str], ...]
     steps: tuple[ShownStep, ...]
     diff: tuple[diff.Line, ...]
+    added: int
+    removed: int
     rollout: Rollout | None
-    measured: dict[str, Any]
+    rollout_says: str
+    measured: tuple[Measured, ...]
     may_begin: bool
     may_stop: bool
+    may_retry: bool
+    stop_label: str
     stop_means: str
 
 
@@ -55,6 +65,11 @@ def page_of(improvement: Improvement) -> Page:
     """Everything the page of one improvement shows."""
     state = State(improvement.state)
     runs = list(improvement.runs.prefetch_related("evidence"))
+    changed = diff.lines(improvement.diff)
+    added, removed = diff.counts(changed)
+    rollout = (
+        Rollout.objects.filter(improvement=improvement).select_related("current__service", "candidate__service").first()
+    )
     may_stop = not improvement.has_ended and bool(MOVES[state] & {State.ROLLING_BACK, State.DISMISSED, State.REJECTED})
     return Page(
         improvement=improvement,
@@ -75,20 +90,23 @@ def page_of(improvement: Improvement) -> Page:
                         item.kind,
                         item.summary,
                         item.sha256,
-                        json.dumps(item.content, indent=2, ensure_ascii=False)[:LONGEST_EVIDENCE],
+                        tuple(outline.lines(item.content)),
                     )
                     for item in run.evidence.all()
                 ),
             )
             for run in runs
         ),
-        diff=tuple(diff.lines(improvement.diff)),
-        rollout=Rollout.objects.filter(improvement=improvement)
-        .select_related("current__service", "candidate__service")
-        .first(),
-        measured=improvement.measured,
+        diff=tuple(changed),
+        added=added,
+        removed=removed,
+        rollout=rollout,
+        rollout_says=_rollout_says(rollout) if rollout else "",
+        measured=_measured(improvement),
         may_begin=state is State.SUGGESTED and improvement.started_at is None,
         may_stop=may_stop and state is not State.STUCK,
+        may_retry=state is State.STUCK,
+        stop_label="Stop" if improvement.started_at else "Dismiss",
         stop_means="Traffic goes back to the old release at once, and a merged commit is reverted."
         if improvement.is_live
         else "Nothing live is touched yet; it ends here.",
@@ -103,6 +121,28 @@ def _path(state: State, seen: set[State]) -> tuple[tuple[str, str], ...]:
         way = [one for one in [*way, *detour] if one in seen and one is not state] + [state]
     at = way.index(state)
     return tuple((one.label, "done" if i < at else "now" if i == at else "ahead") for i, one in enumerate(way))
+
+
+def _rollout_says(rollout: Rollout) -> str:
+    """Afterwards the candidate may have been replaced, and its share says nothing about this rollout."""
+    if rollout.state == Rollout.State.LIVE:
+        return f"{rollout.candidate.share} % of the traffic is on the candidate"
+    return rollout.state
+
+
+def _measured(improvement: Improvement) -> tuple[Measured, ...]:
+    """The benefit's numbers. What had no number before has no line; what has none now says so."""
+    before, after, change = (improvement.measured.get(part, {}) for part in ("before", "after", "change"))
+    return tuple(
+        Measured(
+            name=outline.quantity(name, value)[0],
+            before=outline.quantity(name, value)[1],
+            after="no data" if after.get(name) is None else outline.quantity(name, after[name])[1],
+            change="" if change.get(name) is None else f"{change[name]:+.0%}",
+        )
+        for name, value in before.items()
+        if value is not None
+    )
 
 
 def _state_css(state: State) -> str:

@@ -16,6 +16,15 @@ from approvals import audit
 from monitoring.models import Alert, AlertRule, HealthScore, Sample, Series, Service, Target
 
 NONE = "–"
+# Other lists about one service, those of the apps above among them: the address is all that is known of them here.
+LISTS_OF_A_SERVICE = {
+    "improvements_improvement": "improvements",
+    "analysis_finding": "findings",
+    "monitoring_alert": "alerts",
+    "monitoring_healthscore": "health scores",
+    "monitoring_series": "signals",
+    "improvements_release": "releases",
+}
 
 
 class ReadOnly:
@@ -61,7 +70,8 @@ class TargetInline(ReadOnly, admin.TabularInline[Target, Service]):
 
 @admin.register(Service)
 class ServiceAdmin(Audited, admin.ModelAdmin[Service]):
-    list_display = ["name", "health", "trend", "firing", "last_scrape", "target_errors", "signals_link"]
+    nothing = "No service is registered. `manage.py register PATH` reads a repository's runerogue.toml."
+    list_display = ["name", "health", "trend", "firing", "last_scrape", "target_errors", "watched"]
     search_fields = ["name", "repository"]
     show_full_result_count = False
     inlines = [TargetInline]
@@ -72,7 +82,7 @@ class ServiceAdmin(Audited, admin.ModelAdmin[Service]):
         "slot",
         "health",
         "why",
-        "signals_link",
+        "see_also",
         "environment_names",
         "commands",
         "created_at",
@@ -85,7 +95,7 @@ class ServiceAdmin(Audited, admin.ModelAdmin[Service]):
         "slot",
         "health",
         "why",
-        "signals_link",
+        "see_also",
         "environment_names",
         "commands",
         "created_at",
@@ -145,10 +155,17 @@ class ServiceAdmin(Audited, admin.ModelAdmin[Service]):
     def target_errors(self, service: Any) -> str:
         return str(service.error_count) if service.error_count else NONE
 
-    @admin.display(description="signals")
-    def signals_link(self, service: Service) -> SafeString:
-        url = reverse("admin:monitoring_series_changelist")
-        return format_html('<a href="{}?service__id__exact={}">Show</a>', url, service.pk)
+    @admin.display(boolean=True, ordering="archived_at")
+    def watched(self, service: Service) -> bool:
+        return service.archived_at is None
+
+    @admin.display(description="see also")
+    def see_also(self, service: Service) -> SafeString:
+        return format_html_join(
+            " · ",
+            '<a href="{}?service__id__exact={}">{}</a>',
+            ((reverse(f"admin:{name}_changelist"), service.pk, words) for name, words in LISTS_OF_A_SERVICE.items()),
+        )
 
     @admin.display
     def why(self, service: Service) -> SafeString | str:
@@ -172,6 +189,10 @@ class ServiceAdmin(Audited, admin.ModelAdmin[Service]):
         return format_html_join("", "<p>{}: <code>{}</code></p>", ((name, text or NONE) for name, text in rows))
 
 
+def labels_in_words(labels: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sorted(labels.items())) or "whole service"
+
+
 def explained(found: HealthScore) -> SafeString:
     """The components with their messages, for a person."""
     return format_html_join(
@@ -186,6 +207,7 @@ def explained(found: HealthScore) -> SafeString:
 
 @admin.register(Target)
 class TargetAdmin(ReadOnly, admin.ModelAdmin[Target]):
+    nothing = "No target. A registered service has one for each release that runs."
     list_display = ["url", "service", "release", "active", "last_scraped_at", "last_error"]
     list_filter = ["active", "service"]
     list_select_related = ["service"]
@@ -194,6 +216,7 @@ class TargetAdmin(ReadOnly, admin.ModelAdmin[Target]):
 
 @admin.register(Series)
 class SeriesAdmin(ReadOnly, admin.ModelAdmin[Series]):
+    nothing = "No signal yet. The first numbers come with the first scrape of a service."
     list_display = ["signal", "labels_in_words", "service", "newest", "measured_at"]
     list_filter = ["service", "signal"]
     list_select_related = ["service"]
@@ -213,7 +236,7 @@ class SeriesAdmin(ReadOnly, admin.ModelAdmin[Series]):
 
     @admin.display(description="labels")
     def labels_in_words(self, series: Series) -> str:
-        return ", ".join(f"{name} {value}" for name, value in sorted(series.labels.items())) or "whole service"
+        return labels_in_words(series.labels)
 
     @admin.display(description="newest value")
     def newest(self, series: Any) -> str:
@@ -226,6 +249,7 @@ class SeriesAdmin(ReadOnly, admin.ModelAdmin[Series]):
 
 @admin.register(HealthScore)
 class HealthScoreAdmin(ReadOnly, admin.ModelAdmin[HealthScore]):
+    nothing = "No health score yet. One is written in every collection interval."
     list_display = ["service", "at", "health", "trend", "sure"]
     list_filter = ["service", "status"]
     list_select_related = ["service"]
@@ -249,13 +273,17 @@ class HealthScoreAdmin(ReadOnly, admin.ModelAdmin[HealthScore]):
 
 @admin.register(AlertRule)
 class AlertRuleAdmin(Audited, admin.ModelAdmin[AlertRule]):
-    list_display = ["name", "summary", "service", "condition", "for_intervals", "severity", "enabled"]
+    list_display = ["name", "summary", "for_service", "condition", "for_intervals", "severity", "enabled"]
     list_filter = ["enabled", "severity"]
     list_select_related = ["service"]
     show_full_result_count = False
 
     def has_delete_permission(self, request: HttpRequest, obj: AlertRule | None = None) -> bool:
         return False  # a rule is switched off: the alerts it opened stay explained
+
+    @admin.display(description="service", ordering="service")
+    def for_service(self, rule: AlertRule) -> str:
+        return str(rule.service) if rule.service else "every service"
 
     @admin.display
     def condition(self, rule: AlertRule) -> str:
@@ -265,8 +293,18 @@ class AlertRuleAdmin(Audited, admin.ModelAdmin[AlertRule]):
 
 @admin.register(Alert)
 class AlertAdmin(ReadOnly, admin.ModelAdmin[Alert]):
-    list_display = ["name", "service", "severity", "state", "message", "opened_at", "fired_at", "resolved_at"]
+    nothing = "No alert. One opens as soon as a rule holds, and fires when it goes on."
+    list_display = ["name", "message", "service", "severity", "state", "opened_at", "resolved_at"]
+    fields = [
+        "name", "message", "service", "rule", "about", "severity", "state", "state_since", "opened_at", "fired_at",
+        "resolved_at", "intervals", "seen_at",
+    ]  # fmt: skip
+    readonly_fields = ["about"]
     list_filter = ["state", "severity", "service"]
     list_select_related = ["service"]
     date_hierarchy = "opened_at"
     show_full_result_count = False
+
+    @admin.display(description="labels")
+    def about(self, alert: Alert) -> str:
+        return labels_in_words(alert.labels)

@@ -249,9 +249,9 @@ def test_filters_the_log_by_subject(carol: User) -> None:
 def test_shows_an_entry_with_before_and_after(carol: User) -> None:
     entry = audit.record("a", carol, actor=carol, was={"tier": "low"}, became={"tier": "high"}, data={"é": "<b>"})
     page = as_person(carol).get(reverse("admin:approvals_auditentry_change", args=[entry.pk])).content.decode()
-    assert "&quot;tier&quot;: &quot;low&quot;" in page
-    assert "&quot;tier&quot;: &quot;high&quot;" in page
-    assert "&quot;é&quot;: &quot;&lt;b&gt;&quot;" in page
+    assert "<strong>tier: </strong>low" in page
+    assert "<strong>tier: </strong>high" in page
+    assert "<strong>é: </strong>&lt;b&gt;" in page
     assert entry.hash in page
 
 
