@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -28,6 +28,31 @@ class EndpointCost:
     waiting_per_second: float
     waiting_share: float
     traffic_share: float
+
+
+def averaged(
+    endpoint: str,
+    *,
+    rounds: int,
+    rates: Mapping[float, float],
+    means_ms: Mapping[float, float],
+    p95s_ms: Mapping[float, float],
+) -> Measured | None:
+    """One series over a window of `rounds`; its values are by the time of the round. None when its time is unknown.
+
+    In a round without a sample it had no traffic: two releases that take turns are together one service, not two.
+    Times count as much as the requests of their round, so a quiet round does not speak for a busy one.
+    """
+
+    def weighted(values: Mapping[float, float]) -> float | None:
+        weights = {at: rates.get(at, 0.0) for at in values}
+        total = sum(weights.values())
+        return sum(values[at] * weight for at, weight in weights.items()) / total if total else None
+
+    mean_ms = weighted(means_ms)
+    if mean_ms is None:
+        return None
+    return Measured(endpoint, sum(rates.values()) / rounds, mean_ms, weighted(p95s_ms))
 
 
 def rank(measured: Iterable[Measured]) -> list[EndpointCost]:

@@ -21,8 +21,9 @@ from analysis import costs, nplusone
 from analysis.models import CodeProbe, Finding
 from approvals import audit
 from monitoring import reading
-from monitoring.models import Service
-from monitoring.repository import repository_of
+from monitoring.models import Service, labels_key
+from monitoring.registry import CannotRegister, environment_for_tests, read_manifest
+from monitoring.repository import GitError, repository_of
 from monitoring.workspace import scratch_folder, worktree_folder
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ MANY_QUERIES = 5.0
 
 def analyse(service: Service) -> list[Finding]:
     """Look at the last minutes and at the code, open what is found, close what is gone. Returns the open findings."""
-    ranked = costs_of(service, until=timezone.now())
+    now = timezone.now()
+    ranked = costs_of(service, until=now)
     if not ranked:
         log.info("%s: no traffic measured yet, nothing to analyse", service.name)
         return []
@@ -43,7 +45,7 @@ def analyse(service: Service) -> list[Finding]:
     if probe.error:
         log.warning("%s: the code could not be probed: %s", service.name, probe.error)
         return list(Finding.objects.open().filter(service=service))
-    live_queries = reading.latest(service, "queries_per_request")
+    live_queries = live_queries_of(service, until=now)
     found = [nplusone.from_evidence(item) for item in probe.found]
     keys = set()
     for cost in ranked:
@@ -60,47 +62,72 @@ def analyse(service: Service) -> list[Finding]:
 
 def costs_of(service: Service, *, until: dt.datetime) -> list[costs.EndpointCost]:
     """The endpoints of a service by what they cost users, over five collection intervals (at least 2 minutes)."""
-    since = until - dt.timedelta(seconds=max(120, 5 * settings.METRICS_COLLECTION_INTERVAL))
 
-    def means(signal: str) -> dict[tuple[tuple[str, str], ...], float]:
-        series = reading.arrays(service, signal, since=since, until=until, labels=None)
+    def by_round(signal: str) -> dict[str, tuple[str, dict[float, float]]]:
+        """Labels → the endpoint and, by the round's time, the value."""
         return {
-            tuple(sorted(one.labels.items())): float(np.nanmean(one.value))
-            for one in series
-            if one.labels.get("endpoint", "*") != "*" and np.isfinite(one.value).any()
+            labels_key(one.labels): (
+                one.labels["endpoint"],
+                dict(zip(one.at.tolist(), one.value.tolist(), strict=True)),
+            )
+            for one in reading.arrays(service, signal, since=_since(until), until=until)
         }
 
-    rates, latencies, tails = means("requests_per_second"), means("latency_mean_ms"), means("latency_p95_ms")
-    return costs.rank(
-        costs.Measured(dict(key)["endpoint"], rate, latencies[key], tails.get(key))
-        for key, rate in rates.items()
-        if key in latencies
+    nothing: tuple[str, dict[float, float]] = ("", {})
+    rates, means, tails = by_round("requests_per_second"), by_round("latency_mean_ms"), by_round("latency_p95_ms")
+    rounds = len({at for _, values in rates.values() for at in values})
+    found = (
+        costs.averaged(
+            endpoint,
+            rounds=rounds,
+            rates=values,
+            means_ms=means.get(key, nothing)[1],
+            p95s_ms=tails.get(key, nothing)[1],
+        )
+        for key, (endpoint, values) in rates.items()
+        if endpoint != "*"
     )
+    return costs.rank(one for one in found if one)
+
+
+def live_queries_of(service: Service, *, until: dt.datetime) -> float | None:
+    """Database queries per request of the whole service over the same time; None when they were not measured."""
+    found = reading.arrays(service, "queries_per_request", since=_since(until), until=until)
+    return next((float(np.mean(one.value)) for one in found if not one.labels), None)
+
+
+def _since(until: dt.datetime) -> dt.datetime:
+    return until - dt.timedelta(seconds=max(120, 5 * settings.METRICS_COLLECTION_INTERVAL))
 
 
 def probe_code(service: Service) -> CodeProbe:
-    """The N+1s in the head of the service's branch. One run per commit; a failed run is tried again after an hour."""
+    """The N+1s in the head of the service's branch. One run per commit; a failed run is tried again after an hour.
+
+    Without a head that can be read the probe holds why, and no commit.
+    """
     repository = repository_of(service)
-    commit = repository.head()
-    known = CodeProbe.objects.filter(service=service, commit=commit).first()
-    if known and not (known.error and timezone.now() - known.ran_at > dt.timedelta(hours=1)):
-        return known
     began = time.monotonic()
-    error, found = "", list[nplusone.NPlusOne]()
+    commit, error, found = "", "", list[nplusone.NPlusOne]()
     folder = worktree_folder(service.name, "probe")
     try:
+        commit = repository.head()
+        known = CodeProbe.objects.filter(service=service, commit=commit).first()
+        if known and not (known.error and timezone.now() - known.ran_at > dt.timedelta(hours=1)):
+            return known
         with repository.worktree(folder, commit), scratch_folder(f"probe-{service.name}") as scratch:
-            environment = {**service.environment, "TEST_DATABASE_SUFFIX": "probe"}
-            found = nplusone.find(folder, service.parsed.test.command, environment, scratch=scratch)
+            environment = {**environment_for_tests(service), "TEST_DATABASE_SUFFIX": "probe"}
+            found = nplusone.find(folder, read_manifest(repository, commit).test.command, environment, scratch=scratch)
     except nplusone.CannotLook as failure:
         error = f"{failure} {failure.output[-2000:]}".strip()
+    except (CannotRegister, GitError, OSError) as failure:
+        error = f"the code could not be looked at: {failure}"[:2000]
     probe, _ = CodeProbe.objects.update_or_create(
         service=service,
         commit=commit,
         defaults={
             "ran_at": timezone.now(),
             "seconds": time.monotonic() - began,
-            "error": error,
+            "error": error.replace("\0", ""),  # PostgreSQL's text holds no NUL
             "found": [one.as_evidence() for one in found],
         },
     )

@@ -120,6 +120,7 @@ def find(
     """
     with tempfile.TemporaryDirectory(prefix="nplusone-", dir=scratch) as folder:
         work = Path(folder)
+        work.chmod(0o711)  # the service may run as a user of its own, which has to pass through
         tools, output = work / "tools", work / "output"
         tools.mkdir()
         output.mkdir()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from celery import shared_task
-from django.core.cache import cache
 
 from analysis import detecting
 from monitoring.models import Service
+from monitoring.workspace import exclusive
 
 
 @shared_task(name="analysis.tasks.analyse", ignore_result=True)
@@ -16,13 +16,10 @@ def analyse() -> None:
         analyse_service.delay(pk)
 
 
-@shared_task(name="analysis.tasks.analyse_service", ignore_result=True, soft_time_limit=1200)
+# No time limit here: under a pool of threads Celery enforces none. The sandbox limits the tests, git limits itself.
+@shared_task(name="analysis.tasks.analyse_service", ignore_result=True)
 def analyse_service(pk: int) -> None:
-    # A long look must not be overtaken by the next one on the same worktree. The lock runs out if the worker dies.
-    key = f"analysis:{pk}"
-    if not cache.add(key, "1", timeout=900):
-        return
-    try:
-        detecting.analyse(Service.objects.get(pk=pk))
-    finally:
-        cache.delete(key)
+    # A long look must not be overtaken by the next one: both would work in one worktree.
+    with exclusive(f"analysis:{pk}", wait=False) as mine:
+        if mine:
+            detecting.analyse(Service.objects.get(pk=pk))

@@ -43,7 +43,7 @@ def await_approval(improvement: Improvement) -> Outcome | Waiting:
         # Rolling out would also put live whatever else the branch holds, which nobody looked at here.
         serving = "nothing" if current is None else current.short
         return Waiting(
-            f"{improvement.service.name} serves {serving}, not {improvement.base_commit[:12]}; the patch is for the latter: "
+            f"{improvement.service.name} serves {serving}, and the patch was made for {improvement.base_commit[:12]}: "
             f"deploy the branch first (manage.py deploy {improvement.service.name} --newest)",
             seconds=10,
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,26 +22,44 @@ SIGNALS = {
 
 
 def benefit(improvement: Improvement, rollout: Rollout, *, now: dt.datetime) -> Evidence:
-    """Medians of the endpoint's signals before the rollout and since all traffic moved. A gap stays a gap (None)."""
+    """Medians of the endpoint's signals before the rollout and since all traffic moved. A gap stays a gap (None).
+
+    An endpoint with several methods is told by its busiest one, the same on both sides.
+    """
     endpoint = improvement.finding.endpoint if improvement.finding else "*"
     current, candidate = rollout.current.short, rollout.candidate.short
     full_since = rollout.full_since or now
+    sides = (
+        (current, rollout.started_at - BEFORE, full_since),
+        (candidate, full_since, now),
+    )
+    route = {"endpoint": endpoint, **_busiest_method(improvement, endpoint, sides)}
     content: dict[str, Any] = {"endpoint": endpoint, "before": {}, "after": {}, "change": {}}
     for name, signal, labels in [
-        *((name, signal, {"endpoint": endpoint}) for name, signal in SIGNALS.items()),
+        *((name, signal, route) for name, signal in SIGNALS.items()),
         ("queries_per_request", "queries_per_request", {}),
     ]:
-        before = _median(
-            improvement,
-            signal,
-            since=rollout.started_at - BEFORE,
-            until=full_since,
-            labels={**labels, "release": current},
+        before, after = (
+            _median(improvement, signal, since=since, until=until, labels={**labels, "release": release})
+            for release, since, until in sides
         )
-        after = _median(improvement, signal, since=full_since, until=now, labels={**labels, "release": candidate})
         content["before"][name], content["after"][name] = before, after
         content["change"][name] = round(after / before - 1, 4) if before and after is not None else None
     return Evidence("benefit", _sentence(content), content)
+
+
+def _busiest_method(
+    improvement: Improvement, endpoint: str, sides: Iterable[tuple[str, dt.datetime, dt.datetime]]
+) -> dict[str, str]:
+    """The label of the method with most requests over `sides` (release, since, until); empty without traffic."""
+    rates: dict[str, float] = defaultdict(float)
+    for release, since, until in sides:
+        labels = {"endpoint": endpoint, "release": release}
+        for series in reading.arrays(
+            improvement.service, "requests_per_second", since=since, until=until, labels=labels
+        ):
+            rates[series.labels["method"]] += float(np.sum(series.value))
+    return {"method": max(sorted(rates), key=rates.__getitem__)} if rates else {}
 
 
 def _median(

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shutil
 import time
-import zlib
-from collections.abc import Iterator
 
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import Q
 
 from approvals import audit
 from improvements.deployers import DeployError, deployer_for
 from improvements.models import Improvement, Release, Rollout
-from monitoring.models import Service
+from monitoring.models import Service, Target
 from monitoring.repository import repository_of
+from monitoring.workspace import exclusive
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +87,9 @@ def shift(service: Service, shares: dict[int, int], *, because: str, improvement
         changed = {pk: share for pk, share in shares.items() if rows[pk].share != share}
         for pk, share in changed.items():
             Release.objects.filter(pk=pk).update(share=share)
+        for pk, share in shares.items():
+            # What serves nobody is measured, but says nothing about how the service is.
+            Target.objects.filter(service=service, release=rows[pk].short).update(serving=share > 0)
         if changed:
             audit.record(
                 "rollout.traffic",
@@ -103,7 +104,8 @@ def shift(service: Service, shares: dict[int, int], *, because: str, improvement
 
 def agree(service: Service) -> None:
     """Make the proxy agree with the wanted shares. Needed after every change, and after the proxy was restarted."""
-    with _one_at_a_time(service):
+    # By one process at a time, each reading the newest shares.
+    with exclusive(f"deploy:{service.pk}", wait=True):
         deployer_for(service).apply(service)
 
 
@@ -152,16 +154,3 @@ def reconcile() -> list[str]:
         except DeployError as error:
             complaints.append(f"{service.name}: {error}")
     return complaints
-
-
-@contextlib.contextmanager
-def _one_at_a_time(service: Service) -> Iterator[None]:
-    """A session lock per service: the proxy is changed by one process at a time, each reading the newest shares."""
-    key = zlib.crc32(f"deploy:{service.pk}".encode())
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(%s)", [key])
-    try:
-        yield
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_unlock(%s)", [key])

@@ -165,6 +165,8 @@ def watch(improvement: Improvement) -> Outcome | Waiting:
         return Waiting(f"watched for {lasted:.0f} of {settings.WATCH_SECONDS} s. {early.reason}", seconds=pause)
     seen = traffic.arms(rollout.service, since=improvement.state_since, until=now)
     requests = seen.get(rollout.candidate_id, traffic.NOTHING).requests
+    if requests < rules().candidate_requests and lasted > PATIENCE * settings.WATCH_SECONDS:
+        return Outcome(Verdict.NO_DATA, f"only {requests} requests in {lasted:.0f} s: nothing shows that it is as good")
     if requests < rules().candidate_requests:
         return Waiting(f"only {requests} requests since the promotion: too few to let the old release go", seconds=15)
     return Outcome(Verdict.PASS, f"settled after {lasted:.0f} s and {requests} requests. {early.reason}")
@@ -207,8 +209,9 @@ def roll_back(improvement: Improvement) -> Outcome | Waiting:
     if proof.verdict is not Verdict.PASS:
         return proof if out_of_time else Waiting(proof.reason, seconds=0.5)
     with transaction.atomic():
-        Rollout.objects.filter(pk=rollout.pk).update(state=Rollout.State.ROLLED_BACK, ended_at=timezone.now())
-        audit.record("rollout.rolled_back", improvement, because=proof.reason, data={"reverted": reverted})
+        live = Rollout.objects.filter(pk=rollout.pk, state=Rollout.State.LIVE)
+        if live.update(state=Rollout.State.ROLLED_BACK, ended_at=timezone.now()):
+            audit.record("rollout.rolled_back", improvement, because=proof.reason, data={"reverted": reverted})
     back_seconds = (rollout.traffic_back_at - improvement.state_since).total_seconds()
     numbers = {"traffic_back_seconds": round(back_seconds, 3), "moved_ms": round(moved_ms, 1), "reverted": reverted}
     return Outcome(
@@ -237,7 +240,7 @@ def merge(improvement: Improvement) -> None:
     with transaction.atomic():
         # Under the lock, although git is outside: a worker that lost its lease must not merge what was rolled back.
         improvement.hold()
-        if not repository.contains(improvement.head_commit):
+        if not repository.contains(improvement.head_commit) or repository.head() == improvement.head_commit:
             repository.fast_forward(expected=improvement.base_commit, to=improvement.head_commit)
     if improvement.merged_commit == improvement.head_commit:
         return

@@ -94,7 +94,11 @@ def start_by_itself() -> list[int]:
     started = []
     allowed = [tier.value for tier in TIERS[: TIERS.index(Tier(settings.SELF_BUILD_RISK_THRESHOLD)) + 1]]
     waiting = Improvement.objects.filter(
-        state=State.SUGGESTED, started_at=None, estimated_tier__in=allowed, service__is_self=False
+        state=State.SUGGESTED,
+        started_at=None,
+        estimated_tier__in=allowed,
+        service__is_self=False,
+        service__archived_at=None,
     ).order_by("-rank", "pk")
     for improvement in waiting:
         busy = Improvement.objects.unfinished().filter(service=improvement.service).exclude(started_at=None)

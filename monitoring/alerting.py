@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -13,7 +14,7 @@ from django.db import IntegrityError, transaction
 from approvals import audit
 from monitoring import reading
 from monitoring.alerts import DEFAULT_RULES, Move, Rule, holds, next_move
-from monitoring.models import Alert, AlertRule, AlertState, Comparison, Sample, Service, labels_key
+from monitoring.models import Alert, AlertRule, AlertState, Comparison, Sample, Service, Target, labels_key
 
 S = AlertState
 MOVES: dict[AlertState, frozenset[AlertState]] = {
@@ -54,11 +55,24 @@ def ensure_rules() -> None:
         )
 
 
+def serving_releases() -> set[tuple[int, str]]:
+    """(service id, release) of what users get answers from."""
+    return set(Target.objects.serving().values_list("service_id", "release"))
+
+
+def is_private(service_id: int, labels: Mapping[str, str], serving: set[tuple[int, str]]) -> bool:
+    """Whether a series tells of a release that serves nobody: it is being tried out, or was taken back."""
+    return "release" in labels and (service_id, labels["release"]) not in serving
+
+
 def evaluate(at: datetime) -> list[Alert]:
     """Compare the samples of the round `at` with the rules. Returns the alerts that began or ceased to fire."""
     measured: dict[int, list[Measured]] = defaultdict(list)
+    serving = serving_releases()
     for sample in Sample.objects.filter(at=at).select_related("series"):
         series = sample.series
+        if is_private(series.service_id, series.labels, serving):
+            continue
         measured[series.service_id].append(Measured(series.signal, series.labels, series.labels_key, sample.value))
     rules = list(AlertRule.objects.filter(enabled=True))
     opened: dict[int, dict[tuple[str, str], Alert]] = defaultdict(dict)

@@ -18,17 +18,19 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import Max
+from django.db.models import Max, Q
 
 from monitoring import derive, processes, prometheus
 from monitoring.derive import Reading
-from monitoring.models import Round, Sample, Service, Snapshot, Target, labels_key
+from monitoring.models import HealthScore, Round, Sample, Service, Snapshot, Target, labels_key
 from monitoring.scraping import MetricSource, ScrapeFailed, Scraper
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 16
-KEEP_DAYS = 14
+KEEP_DAYS = 14  # samples
+KEEP_SCORES_DAYS = 30
+KEEP_TARGETS_DAYS = 30  # of those that are no longer scraped
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -73,8 +75,9 @@ def collect(at: datetime, *, source: MetricSource | None = None) -> Collected | 
     local_ports = {port for target in targets if (port := _local_port(target)) is not None}
     used = processes.listening(local_ports)
 
-    # Several targets of one release are one series; all releases together are the service.
+    # Several targets of one release are one series; all that serve together are the service.
     traffic: dict[tuple[Service, str], list[derive.Traffic]] = defaultdict(list)
+    served: dict[Service, list[derive.Traffic]] = defaultdict(list)
     answered: dict[tuple[Service, str], list[bool]] = defaultdict(list)
     fresh: list[tuple[Target, prometheus.Snapshot]] = []
     failed: dict[int, str] = {}
@@ -87,24 +90,24 @@ def collect(at: datetime, *, source: MetricSource | None = None) -> Collected | 
         port = _local_port(target)
         after = _with_processes(answer, used.get(port) if port is not None else None)
         fresh.append((target, after))
-        traffic[group].append(
-            derive.compare(
-                _before(target),
-                after,
-                dialect=derive.named(target.service.parsed.metrics.dialect),
-                longest_seconds=max(300.0, 5 * interval),
-            )
+        did = derive.compare(
+            _before(target),
+            after,
+            dialect=derive.named(target.service.parsed.metrics.dialect),
+            longest_seconds=max(300.0, 5 * interval),
         )
+        traffic[group].append(did)
+        if target.serving:
+            served[target.service].append(did)
 
     rows: list[tuple[Service, Reading]] = []
     for (service, release), parts in traffic.items():
         rows += [(service, reading) for reading in derive.readings(derive.merge(parts), release=release)]
     for service in {service for service, release in traffic if release}:
-        everything = derive.merge([part for (owner, _), parts in traffic.items() if owner == service for part in parts])
         rows += [
             (service, reading)
-            for reading in derive.readings(everything)
-            if dict(reading.labels).get("endpoint") == derive.ALL
+            for reading in derive.readings(derive.merge(served[service]))
+            if reading.signal == "queries_per_request" or dict(reading.labels).get("endpoint") == derive.ALL
         ]
     for (service, release), successes in answered.items():
         labels = (("release", release),) if release else ()
@@ -236,8 +239,31 @@ def store(rows: Sequence[tuple[Service, Reading]], *, at: datetime) -> int:
 
 
 def forget_old(at: datetime) -> int:
-    """Delete samples older than KEEP_DAYS, at most once an hour. Returns how many went."""
+    """Delete what is too old to be asked for, at most once an hour. Returns how many samples went."""
     if not claim("forget", at=at, interval_seconds=3600):
         return 0
     # Not the ORM's delete: it would first read every row to look for what hangs on it, and nothing does.
-    return int(Sample.objects.filter(at__lt=at - timedelta(days=KEEP_DAYS))._raw_delete(using="default"))
+    gone = int(Sample.objects.filter(at__lt=at - timedelta(days=KEEP_DAYS))._raw_delete(using="default"))
+    HealthScore.objects.filter(at__lt=at - timedelta(days=KEEP_SCORES_DAYS))._raw_delete(using="default")
+    _forget_empty_series()
+    with transaction.atomic():
+        # Locked first: a release that is started again right now must not lose the target it has just got back.
+        old = Target.objects.select_for_update().filter(
+            Q(last_scraped_at=None) | Q(last_scraped_at__lt=at - timedelta(days=KEEP_TARGETS_DAYS)), active=False
+        )
+        Target.objects.filter(pk__in=[target.pk for target in old]).delete()
+    return gone
+
+
+def _forget_empty_series() -> None:
+    """Delete the series without samples: each release leaves its own behind."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        # `store` looks a series up before it writes the sample; this lock lets it do both before or after.
+        cursor.execute("LOCK TABLE monitoring_series IN SHARE ROW EXCLUSIVE MODE")
+        # A scalar subquery is one look into the index per series; NOT EXISTS may read all samples instead.
+        cursor.execute(
+            """
+            DELETE FROM monitoring_series series
+            WHERE (SELECT id FROM monitoring_sample WHERE series_id = series.id LIMIT 1) IS NULL
+            """
+        )

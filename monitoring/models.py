@@ -82,6 +82,10 @@ class TargetQuerySet(models.QuerySet["Target"]):
         """What the collector scrapes."""
         return self.filter(active=True, service__archived_at=None)
 
+    def serving(self) -> TargetQuerySet:
+        """What users get answers from; only these are judged."""
+        return self.active().filter(serving=True)
+
 
 class Target(models.Model):
     """One address that the collector scrapes: a running release of a service."""
@@ -90,6 +94,9 @@ class Target(models.Model):
     url = models.CharField(max_length=500)
     release = models.CharField(max_length=12, blank=True, default="", help_text="The release's short commit.")
     active = models.BooleanField(default=True)
+    serving = models.BooleanField(
+        default=True, help_text="Users get answers from it. A release that is tried in private is measured, not judged."
+    )
     last_scraped_at = models.DateTimeField(null=True, blank=True, editable=False, help_text="The last success.")
     last_error = models.CharField(max_length=500, blank=True, default="", editable=False)
 
@@ -99,6 +106,8 @@ class Target(models.Model):
         ordering = ["service", "url"]
         constraints = [
             models.UniqueConstraint(fields=["service", "release", "url"], name="one_target_per_release_and_url"),
+            # Without a release its numbers are stored as those of the whole service.
+            models.CheckConstraint(condition=Q(serving=True) | ~Q(release=""), name="private_target_has_a_release"),
         ]
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from django.conf import settings
 
 from monitoring import health, reading
-from monitoring.alerting import WHOLE_KEY, usual_window
+from monitoring.alerting import WHOLE_KEY, is_private, serving_releases, usual_window
 from monitoring.health import Health, Vitals
 from monitoring.models import HealthScore, Sample, Service, Target
 
@@ -26,7 +26,7 @@ def score_all(at: datetime) -> list[HealthScore]:
     services = list(Service.objects.active())
     recent = _recent(at)
     host = {s: v for service in services if service.is_self for s, v in recent[service.pk].items() if s in HOST_SIGNALS}
-    watched = set(Target.objects.active().values_list("service_id", flat=True))
+    watched = set(Target.objects.serving().values_list("service_id", flat=True))
     scores = []
     for service in services:
         vitals = _vitals(service, recent[service.pk] if service.pk in watched else {}, host, at)
@@ -41,10 +41,11 @@ def _recent(at: datetime) -> dict[int, dict[str, float]]:
     rows = Sample.objects.filter(at__gt=since, at__lte=at).filter(
         series__signal__in=(*WHOLE_SIGNALS, *HOST_SIGNALS, "up")
     )
-    for service, signal, key, value in rows.values_list(
-        "series__service_id", "series__signal", "series__labels_key", "value"
+    serving = serving_releases()
+    for service, signal, key, labels, value in rows.values_list(
+        "series__service_id", "series__signal", "series__labels_key", "series__labels", "value"
     ):
-        if signal not in WHOLE_SIGNALS or key == WHOLE_KEY:
+        if key == WHOLE_KEY if signal in WHOLE_SIGNALS else not is_private(service, labels, serving):
             values[service, signal].append(value)
     means: dict[int, dict[str, float]] = defaultdict(dict)
     for (service, signal), found in values.items():

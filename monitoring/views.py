@@ -19,7 +19,7 @@ from monitoring.models import Service
 
 View = Callable[..., HttpResponseBase]
 FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP")
-LONGEST_HOURS = 24 * 90
+LONGEST_HOURS = 24 * 30
 
 
 def problem(status: int, title: str, detail: str, **more: Any) -> JsonResponse:
@@ -119,7 +119,7 @@ def score(request: HttpRequest) -> HttpResponse:
 
 @for_watchers
 def trends(request: HttpRequest) -> HttpResponse:
-    """`?hours=` (24): a number above 0, at most 90 days."""
+    """`?hours=` (24): a number above 0, at most 30 days."""
     given = request.GET.get("hours", "24")
     try:
         hours = float(given)

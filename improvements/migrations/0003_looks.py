@@ -4,15 +4,14 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('improvements', '0002_unanswered'),
+        ("improvements", "0002_unanswered"),
     ]
 
     operations = [
         migrations.AddField(
-            model_name='rollout',
-            name='looks',
-            field=models.PositiveSmallIntegerField(default=0, help_text='Final judgements made of the present step.'),
+            model_name="rollout",
+            name="looks",
+            field=models.PositiveSmallIntegerField(default=0, help_text="Final judgements made of the present step."),
         ),
     ]

@@ -9,7 +9,7 @@ import pytest
 from improvements.models import MOVES, State
 from tests.flows import product
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kill drill"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flows"), pytest.mark.timeout(900)]
 
 PROMOTION = [
     "AUTHORING",

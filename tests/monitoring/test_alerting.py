@@ -14,8 +14,8 @@ from monitoring import collecting
 from monitoring.alerting import MOVES, ensure_rules, evaluate, move_to
 from monitoring.alerts import DEFAULT_RULES, SILENT_INTERVALS
 from monitoring.derive import Reading
-from monitoring.models import Alert, AlertRule, AlertState, Service
-from tests.monitoring.factories import INTERVAL, T0, ServiceFactory, samples
+from monitoring.models import Alert, AlertRule, AlertState, Service, Target
+from tests.monitoring.factories import INTERVAL, T0, ServiceFactory, TargetFactory, samples
 
 pytestmark = pytest.mark.django_db
 WHOLE = (("endpoint", "*"), ("method", "*"))
@@ -95,6 +95,22 @@ def test_few_requests_say_nothing() -> None:
 def test_default_rules(signal: str, value: float, rule: str) -> None:
     play(ServiceFactory(), signal, value, value)
     assert [alert.name for alert in Alert.objects.firing()] == [rule]
+
+
+def test_a_release_that_serves_nobody_raises_no_alarm() -> None:
+    live = TargetFactory(release="live")
+    tried = TargetFactory(service=live.service, release="tried", serving=False)
+
+    def rounds_without_answers(start: int) -> list[Alert]:
+        for number in range(start, start + 2):
+            rows = [(live.service, Reading("up", (("release", name),), 0.0)) for name in ("live", "tried")]
+            collecting.store(rows, at=T0 + number * INTERVAL)
+            evaluate(T0 + number * INTERVAL)
+        return list(Alert.objects.firing().order_by("pk"))
+
+    assert [alert.labels for alert in rounds_without_answers(0)] == [{"release": "live"}]
+    Target.objects.filter(pk=tried.pk).update(serving=True)
+    assert [alert.labels["release"] for alert in rounds_without_answers(2)] == ["live", "tried"]
 
 
 def test_unusual_is_a_multiple_of_the_last_day() -> None:

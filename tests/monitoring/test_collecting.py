@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
-from django.db import connection, connections
+from django.db import IntegrityError, connection, connections, transaction
 
 from monitoring import collecting, reading, rounds
 from monitoring.collecting import claim, collect, forget_old, store
@@ -53,6 +53,42 @@ def test_the_whole_service_is_all_its_releases_together() -> None:
     assert whole.samples.get().value == pytest.approx(0.25)
     assert latest(old, "error_ratio", endpoint="*") == pytest.approx(0.25), "the whole comes before its parts"
     assert latest(old, "error_ratio", endpoint="*", release="new") == 1.0
+
+
+def test_the_whole_service_has_its_queries_per_request() -> None:
+    service = ServiceFactory()
+    old, new = (
+        TargetFactory(service=service, release=name, url=f"http://{name}.test/metrics") for name in ("old", "new")
+    )
+    source = MemorySource({old.url: exposition(), new.url: exposition()})
+    collect(T0, source=source)
+    source.texts = {old.url: exposition(requests=90, queries=1800), new.url: exposition(requests=10, queries=20)}
+    collect(T0 + INTERVAL, source=source)
+    whole = Series.objects.get(signal="queries_per_request", labels={})
+    assert whole.samples.get().value == pytest.approx(18.2)
+    assert latest(old, "queries_per_request", release="new") == pytest.approx(2.0)
+
+
+def test_a_release_that_serves_nobody_is_measured_but_no_part_of_the_whole() -> None:
+    service = ServiceFactory()
+    live = TargetFactory(service=service, release="live", url="http://live.test/metrics")
+    tried = TargetFactory(service=service, release="tried", url="http://tried.test/metrics", serving=False)
+    source = MemorySource({live.url: exposition(), tried.url: exposition()})
+    collect(T0, source=source)
+    source.texts = {
+        live.url: exposition(requests=60, queries=60),
+        tried.url: exposition(requests=600, failed=600, queries=60000),
+    }
+    collect(T0 + INTERVAL, source=source)
+    whole = {row.signal: row.samples.get().value for row in Series.objects.exclude(labels__has_key="release")}
+    assert (whole["requests_per_second"], whole["error_ratio"], whole["queries_per_request"]) == (1.0, 0.0, 1.0)
+    assert latest(tried, "error_ratio", endpoint="*", release="tried") == 1.0
+    assert latest(tried, "up", release="tried") == 1.0
+
+
+def test_a_target_without_a_release_always_serves() -> None:
+    with pytest.raises(IntegrityError, match="private_target_has_a_release"):
+        TargetFactory(release="", serving=False)
 
 
 def test_a_failing_target_says_why_and_keeps_nobody_from_being_stored() -> None:
@@ -208,6 +244,54 @@ def test_samples_older_than_two_weeks_go_once_an_hour() -> None:
     samples(service, "x", [1.0], until=T0 - timedelta(days=collecting.KEEP_DAYS + 1))
     assert forget_old(T0 + INTERVAL) == 0
     assert forget_old(T0 + timedelta(hours=1)) == 1
+
+
+def test_health_scores_older_than_a_month_go() -> None:
+    service = ServiceFactory()
+    for days in (collecting.KEEP_SCORES_DAYS + 1, collecting.KEEP_SCORES_DAYS - 1):
+        HealthScore.objects.create(service=service, at=T0 - timedelta(days=days), score=90.0, status="healthy")
+    forget_old(T0)
+    assert HealthScore.objects.get().at == T0 - timedelta(days=collecting.KEEP_SCORES_DAYS - 1)
+
+
+def test_series_without_samples_and_targets_of_long_ago_go() -> None:
+    service = ServiceFactory()
+    samples(service, "x", [1.0], until=T0 - timedelta(days=collecting.KEEP_DAYS), release="gone")
+    samples(service, "x", [2.0], until=T0, release="kept")
+    long_ago = T0 - timedelta(days=collecting.KEEP_TARGETS_DAYS + 1)
+    kept = [
+        TargetFactory(service=service, release="down", last_scraped_at=long_ago),
+        TargetFactory(service=service, release="recent", last_scraped_at=T0, active=False),
+    ]
+    gone = TargetFactory(service=service, release="old", last_scraped_at=long_ago, active=False)
+    Snapshot.objects.create(target=gone, at=long_ago, body=b"")
+    TargetFactory(service=service, release="never", active=False)
+    forget_old(T0)
+    assert [series.labels["release"] for series in Series.objects.all()] == ["kept"]
+    assert set(Target.objects.all()) == set(kept)
+    assert not Snapshot.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_forgetting_loses_no_sample_that_is_just_being_stored() -> None:
+    service = ServiceFactory()
+    labels = (("release", "back"),)
+    store([(service, Reading("x", labels, 1.0))], at=T0 - timedelta(days=collecting.KEEP_DAYS + 1))
+
+    def forget() -> None:
+        try:
+            forget_old(T0)
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic():
+            store([(service, Reading("x", labels, 2.0))], at=T0)
+            forgetting = pool.submit(forget)
+            with pytest.raises(TimeoutError):
+                forgetting.result(0.5)
+        forgetting.result(10)
+    assert Sample.objects.get().value == 2.0
 
 
 def test_a_whole_round_scores_every_service() -> None:

@@ -96,3 +96,21 @@ def test_the_trend_comes_from_the_last_hour(own: Service) -> None:
             service=service, at=AT - (20 - number) * INTERVAL, score=100 - 3 * number, status="x"
         )
     assert scored(service).trend == "degrading"
+
+
+def test_a_release_that_serves_nobody_costs_the_service_nothing(own: Service) -> None:
+    service = TargetFactory(release="live").service
+    TargetFactory(service=service, release="tried", serving=False)
+    well(service)
+    samples(service, "up", [1.0] * 3, until=T0, release="live")
+    samples(service, "up", [0.0] * 3, until=T0, release="tried")
+    assert scored(service).score == 100.0
+    service.targets.update(serving=True)
+    HealthScore.objects.all().delete()
+    assert (scored(service).score or 0) < 90
+
+
+def test_a_service_that_is_only_tried_in_private_is_unknown(own: Service) -> None:
+    service = TargetFactory(release="tried", serving=False).service
+    samples(service, "up", [1.0] * 3, until=T0, release="tried")
+    assert scored(service).status == "unknown"

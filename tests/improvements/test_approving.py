@@ -1,0 +1,329 @@
+"""From a proven patch to a prepared rollout: who must sign, what voids it, and what is left when it does not happen."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection
+
+from approvals import requests, roles
+from approvals.models import ApprovalRequest, AuditEntry, RoleGroup, Signature
+from approvals.policy import RequestState, Role
+from improvements import approving, authoring, releasing, stopping
+from improvements.authors import Patch
+from improvements.models import Improvement, LostRace, Release, Rollout, State
+from improvements.outcome import Outcome, Verdict, Waiting
+from tests.improvements.factories import FindingFactory, ImprovementFactory, in_state
+from tests.improvements.world import Shop
+from tests.people import person
+
+pytestmark = pytest.mark.django_db
+
+MIGRATION = {"shop/migrations/0002_prices.py": "operations = []\n"}
+
+# Tier → a patch that has it, and who signs in which order.
+PATCHES = {
+    "low": ({"lines": 1, "traffic_share": 0.05}, ()),
+    "medium": ({"lines": 1, "traffic_share": 1.0}, ()),
+    "high": ({"lines": 500, "traffic_share": 1.0}, (Role.ARCHITECTURE,)),
+    "critical": ({"lines": 500, "traffic_share": 1.0, "files": MIGRATION}, (Role.CTO, Role.LEAD)),
+}
+HIGH = PATCHES["high"][0]
+
+
+def drift(improvement: Improvement, traffic_share: float) -> None:
+    """The next round of measuring says something else about the traffic that goes through the patch."""
+    improvement.finding.impact = {"traffic_share": traffic_share}
+    improvement.finding.save()
+
+
+def request_of(shop: Shop) -> ApprovalRequest:
+    return ApprovalRequest.objects.exclude(state=RequestState.VOID).get(subject_id=shop.improvement.pk)
+
+
+def states() -> list[str]:
+    return sorted(ApprovalRequest.objects.values_list("state", flat=True))
+
+
+@pytest.mark.parametrize(("tier", "patch", "signers"), [(tier, *row) for tier, row in PATCHES.items()])
+def test_asks_for_the_signatures_of_the_tier_and_starts_when_they_are_there(
+    shop: Shop, tier: str, patch: dict, signers: tuple[Role, ...]
+) -> None:
+    shop.propose(**patch)
+    for role in signers:
+        assert shop.tick() is State.AWAITING_APPROVAL
+        assert not Rollout.objects.exists()
+        requests.approve(request_of(shop), person=person(f"the-{role}", role), reason="I read it.")
+    assert shop.tick() is State.ROLLING_OUT
+    assert (shop.improvement.tier, request_of(shop).tier, request_of(shop).state) == (tier, tier, "approved")
+    rollout = Rollout.objects.get()
+    assert (rollout.current, rollout.candidate, rollout.state) == (shop.current, shop.candidate, Rollout.State.LIVE)
+    assert shop.traffic == 0
+    assert AuditEntry.objects.filter(action="rollout.started").count() == 1
+
+
+@pytest.mark.parametrize("role", [Role.LEAD, Role.ON_CALL, Role.VIEWER])
+def test_takes_no_signature_of_somebody_else_for_a_high_risk(shop: Shop, role: Role) -> None:
+    shop.propose(**HIGH)
+    shop.tick()
+    with pytest.raises(requests.Refused):
+        requests.approve(request_of(shop), person=person("somebody", role), reason="Looks fine.")
+    assert shop.tick() is State.AWAITING_APPROVAL
+
+
+def test_takes_no_signature_of_who_proposed_it(shop: Shop, carol: User) -> None:
+    shop.propose(**HIGH, proposed_by=carol)
+    shop.tick()
+    with pytest.raises(requests.Refused):
+        requests.approve(request_of(shop), person=carol, reason="My own.")
+
+
+def test_asks_a_lead_when_a_check_of_a_medium_risk_was_inconclusive(shop: Shop, bob: User) -> None:
+    shop.propose(lines=1, traffic_share=0.6, inconclusive=(State.STAGING,))
+    assert shop.tick() is State.AWAITING_APPROVAL
+    assert shop.improvement.tier == "medium"
+    requests.approve(request_of(shop), person=bob)
+    assert shop.tick() is State.ROLLING_OUT
+
+
+def test_asks_people_from_the_tier_on_that_the_installation_wants(shop: Shop, settings, bob: User) -> None:
+    settings.SELF_BUILD_APPROVAL_REQUIRED = "low"
+    shop.propose()
+    assert shop.tick() is State.AWAITING_APPROVAL
+    requests.approve(request_of(shop), person=bob)
+    assert shop.tick() is State.ROLLING_OUT
+
+
+@pytest.mark.parametrize("drifts_to", [None, 0.05, 1.0])
+@pytest.mark.parametrize(("starts_at", "role"), [(1.0, Role.ARCHITECTURE), (0.05, Role.LEAD)])
+def test_ends_with_a_rejection_whatever_the_risk_becomes(
+    shop: Shop, settings, starts_at: float, role: Role, drifts_to: float | None
+) -> None:
+    settings.SELF_BUILD_APPROVAL_REQUIRED = "medium"
+    shop.propose(lines=500, traffic_share=starts_at)
+    shop.tick()
+    requests.reject(request_of(shop), person=person("reviewer", role), reason="No. This breaks the shop.")
+    if drifts_to is not None:
+        drift(shop.improvement, drifts_to)
+    assert shop.tick() is State.REJECTED
+    assert "breaks the shop" in shop.said()
+    assert not Rollout.objects.exists()
+    assert RequestState.OPEN not in states()
+
+
+@pytest.mark.parametrize("what", ["traffic", "track record"])
+def test_never_lets_the_policy_approve_what_was_waiting_for_a_person(shop: Shop, what: str) -> None:
+    shop.propose(**HIGH)
+    assert shop.tick() is State.AWAITING_APPROVAL
+    if what == "traffic":
+        drift(shop.improvement, 0.05)
+    else:
+        for _ in range(20):
+            in_state(State.PROMOTED, author=shop.improvement.author)
+    for _ in range(2):
+        assert shop.tick() is State.AWAITING_APPROVAL
+    assert shop.improvement.tier == "high"
+    assert request_of(shop).state == RequestState.OPEN
+    assert not Rollout.objects.exists()
+
+
+def test_asks_for_more_when_the_risk_has_grown(shop: Shop) -> None:
+    shop.propose(lines=500, traffic_share=0.05, inconclusive=(State.STAGING,))
+    shop.tick()
+    requests.approve(request_of(shop), person=person("a-lead", Role.LEAD))
+    drift(shop.improvement, 1.0)
+    shop.tick()
+    assert shop.tick() is State.AWAITING_APPROVAL
+    assert request_of(shop).tier == "high"
+    assert not Rollout.objects.exists()
+
+
+def test_judges_another_patch_afresh(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tier never falls for one patch. When the author writes another one, it is another question."""
+
+    class SmallAuthor:
+        def write(self, checkout, evidence):
+            return Patch({"app.py": "price = 3\n"}, "A smaller fix")
+
+    monkeypatch.setattr(authoring, "AUTHORS", {shop.propose(**HIGH).author: SmallAuthor()})
+    shop.tick()
+    assert shop.improvement.tier == "high"
+    drift(shop.improvement, 0.05)
+    shop.commit({"other.py": "stock = 1\n"})
+    assert shop.tick() is State.AUTHORING
+    assert shop.tick() is State.TESTING
+    Improvement.objects.filter(pk=shop.improvement.pk).update(state=State.AWAITING_APPROVAL)
+    releasing.deploy(shop.service, newest=True)
+    releasing.bring_up(releasing.release_of(shop.service, shop.improvement.head_commit))
+    assert shop.tick() is State.ROLLING_OUT
+    assert shop.improvement.tier == "low"
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["asked", "prepared by a worker that died"])
+def test_begins_again_when_the_branch_moved(shop: Shop, carol: User, prepared: bool) -> None:
+    shop.propose(**HIGH)
+    shop.tick()
+    requests.approve(request_of(shop), person=carol, reason="I read it.")
+    if prepared:
+        assert isinstance(shop.run(approving.await_approval), Outcome)
+        assert Rollout.objects.exists()
+    moved_to = shop.commit({"other.py": "stock = 1\n"})
+    assert shop.tick() is State.AUTHORING
+    assert moved_to[:7] in shop.said()
+    assert states() == ["void"]
+    assert not Rollout.objects.exists()
+
+
+def test_starts_nothing_while_commits_of_the_branch_are_not_deployed(shop: Shop) -> None:
+    shop.commit({"other.py": "stock = 1\n"})
+    shop.propose()
+    assert shop.tick() is not State.ROLLING_OUT
+    assert shop.current.short in shop.said()
+    assert not Rollout.objects.exists()
+
+
+def test_starts_when_the_release_that_serves_has_the_files_of_another_commit(shop: Shop) -> None:
+    """After a rollback the branch holds the change and its revert; the old release still serves what the branch is."""
+    shop.commit({"app.py": "price = 9\n"})
+    shop.commit({"app.py": "price = 1\n"})
+    shop.propose()
+    assert shop.tick() is State.ROLLING_OUT
+
+
+def test_waits_for_a_service_that_serves_nothing(shop: Shop) -> None:
+    shop.propose()
+    Release.objects.update(share=0)
+    assert shop.tick() is State.AWAITING_APPROVAL
+    assert "deploy" in shop.said()
+
+
+def test_leaves_nothing_behind_when_it_was_stopped_meanwhile(
+    shop: Shop, bob: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.propose()
+    assess = approving.risk.assess
+
+    def stopped_meanwhile(facts):
+        stopping.stop(Improvement.objects.get(pk=shop.improvement.pk), actor=bob, because="not now")
+        return assess(facts)
+
+    monkeypatch.setattr(approving.risk, "assess", stopped_meanwhile)
+    assert shop.tick() is State.REJECTED
+    assert RequestState.OPEN not in states()
+    assert not Rollout.objects.filter(state=Rollout.State.LIVE).exists()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("patch", [PATCHES["low"][0], HIGH], ids=["approved by the policy", "waiting for a person"])
+@pytest.mark.parametrize("moment", ["open_request", "standing"])
+def test_leaves_nothing_behind_when_somebody_stops_it_at_the_same_time(
+    shop: Shop, bob: User, monkeypatch: pytest.MonkeyPatch, moment: str, patch: dict
+) -> None:
+    shop.propose(**patch)
+    reached, real = threading.Event(), getattr(requests, moment)
+
+    def slowly(*arguments, **named):
+        reached.set()
+        time.sleep(0.2)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(requests, moment, slowly)
+    answers = []
+
+    def stop() -> None:
+        try:
+            assert reached.wait(timeout=10)
+            for _ in range(2):
+                try:
+                    answers.append(
+                        stopping.stop(Improvement.objects.get(pk=shop.improvement.pk), actor=bob, because="not now")
+                    )
+                    return
+                except LostRace:
+                    continue  # the step won; the person stops what it has become
+        finally:
+            connection.close()
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    shop.tick()
+    stopper.join(timeout=20)
+    shop.reload()
+    assert answers == [shop.improvement.state]
+    assert RequestState.OPEN not in states()
+    live = Rollout.objects.filter(state=Rollout.State.LIVE).exists()
+    # A rollout that had begun is ended by the rollback; a rejected improvement has none.
+    assert live == (shop.improvement.state == State.ROLLING_BACK)
+
+
+def test_does_not_start_on_a_signature_whose_right_was_taken_away(shop: Shop, carol: User) -> None:
+    shop.propose(**HIGH)
+    shop.tick()
+    requests.approve(request_of(shop), person=carol, reason="I read it.")
+    carol.groups.remove(RoleGroup.objects.get(role=Role.ARCHITECTURE).group)
+    assert roles.facts_of(carol).roles == frozenset()
+    assert shop.tick() is State.AWAITING_APPROVAL
+    assert not Rollout.objects.exists()
+    assert not Signature.objects.standing().exists()
+    assert request_of(shop).state == RequestState.OPEN
+
+
+def test_does_not_start_on_the_signature_of_somebody_who_was_deactivated(shop: Shop, carol: User) -> None:
+    shop.propose(**HIGH)
+    shop.tick()
+    requests.approve(request_of(shop), person=carol, reason="I read it.")
+    User.objects.filter(pk=carol.pk).update(is_active=False)
+    assert shop.tick() is State.AWAITING_APPROVAL
+    assert not Rollout.objects.exists()
+
+
+def test_waits_while_another_rollout_of_the_service_is_live(shop: Shop) -> None:
+    first = shop.roll_out()
+    second = ImprovementFactory(finding=FindingFactory(service=shop.service, impact={"traffic_share": 0.05}))
+    shop.improvement = second
+    shop.patch({"app.py": "price = 3\n"})
+    Improvement.objects.filter(pk=second.pk).update(state=State.AWAITING_APPROVAL)
+    assert shop.tick() is State.AWAITING_APPROVAL
+    assert "another rollout" in shop.said()
+    assert list(Rollout.objects.all()) == [first]
+    Rollout.objects.filter(pk=first.pk).update(state=Rollout.State.ROLLED_BACK)
+    Improvement.objects.filter(pk=first.improvement_id).update(state=State.ROLLED_BACK)
+    assert shop.tick() is State.ROLLING_OUT
+
+
+def test_makes_one_request_and_one_rollout_when_it_is_taken_twice(shop: Shop, carol: User) -> None:
+    shop.propose(**HIGH)
+    assert all(isinstance(shop.run(approving.await_approval), Waiting) for _ in range(2))
+    requests.approve(request_of(shop), person=carol, reason="I read it.")
+    assert [shop.run(approving.await_approval).verdict for _ in range(2)] == [Verdict.PASS, Verdict.PASS]
+    assert states() == ["approved"]
+    assert Rollout.objects.count() == 1
+    assert AuditEntry.objects.filter(action="rollout.started").count() == 1
+    assert AuditEntry.objects.filter(action="approval.opened").count() == 1
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_expires_when_nobody_used_it_in_time(shop: Shop, settings, carol: User, signed: bool) -> None:
+    shop.propose(**HIGH)
+    shop.tick()
+    if signed:
+        requests.approve(request_of(shop), person=carol, reason="I read it.")
+    shop.elapse(settings.APPROVAL_EXPIRY_HOURS * 3600 + 60)
+    assert shop.tick() is State.EXPIRED
+    assert states() == ["expired"]
+    assert not Rollout.objects.exists()
+
+
+def test_asks_again_when_the_proof_is_another_one(shop: Shop, carol: User) -> None:
+    shop.propose(**HIGH)
+    shop.tick()
+    requests.approve(request_of(shop), person=carol, reason="I read it.")
+    staging = shop.improvement.runs.filter(state=State.STAGING).last()
+    staging.evidence.update(sha256="f" * 64)
+    shop.tick()
+    assert shop.tick() is State.AWAITING_APPROVAL
+    assert states() == ["open", "void"]
+    assert not Rollout.objects.exists()
