@@ -13,24 +13,16 @@ from django.utils.text import Truncator
 
 from analysis.models import CodeProbe, Finding
 from approvals import outline
+from approvals.readonly import ReadOnly
 
 NOTHING = SafeString("–")
 
 
-class ReadOnly(admin.ModelAdmin[Any]):
+class MachineWritten(ReadOnly, admin.ModelAdmin[Any]):
     """What analysis wrote: people read it."""
 
     show_full_result_count = False
     actions = None
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
 
 class OpenFilter(admin.SimpleListFilter):
@@ -78,7 +70,7 @@ def _calls(frames: list[dict[str, Any]]) -> SafeString:
 
 
 @admin.register(Finding)
-class FindingAdmin(ReadOnly):
+class FindingAdmin(MachineWritten):
     nothing = (
         "No finding yet. Analysis reads what is measured and the code behind it, and writes here what it is sure of."
     )
@@ -122,7 +114,7 @@ class FindingAdmin(ReadOnly):
 
 
 @admin.register(CodeProbe)
-class CodeProbeAdmin(ReadOnly):
+class CodeProbeAdmin(MachineWritten):
     nothing = "No probe yet. Each new commit's own tests are run once under the N+1 detector."
     list_display = ["service", "commit_shown", "ran_at", "took", "found_count", "problem"]
     list_filter = ["service"]

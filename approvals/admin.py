@@ -20,6 +20,7 @@ from django.utils.timezone import now
 from approvals import outline, pages, requests
 from approvals.models import ApprovalRequest, AuditEntry, AuditHead
 from approvals.policy import Decision
+from approvals.readonly import ReadOnly
 
 if TYPE_CHECKING:  # Django's classes take no type parameter at run time
     RequestModelAdmin = admin.ModelAdmin[ApprovalRequest]
@@ -31,19 +32,6 @@ else:
 
 STYLES = {"all": ["approvals.css"]}
 COUNTED_AT_MOST = 10_000  # filtered log entries: nobody pages further, and counting a million takes a second
-
-
-class ReadOnlyAdmin:
-    """Nothing is added, edited or deleted through Django's own forms."""
-
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
 
 class AwaitingFilter(admin.SimpleListFilter):
@@ -73,7 +61,7 @@ def signed_in(request: HttpRequest) -> User:
 
 
 @admin.register(ApprovalRequest)
-class ApprovalRequestAdmin(ReadOnlyAdmin, RequestModelAdmin):
+class ApprovalRequestAdmin(ReadOnly, RequestModelAdmin):
     actions = None
     nothing = "Nothing here. A request appears when an improvement needs people to sign."
     list_display = ["title", "tier", "state", "proposed_by", "created_at", "expires_at"]
@@ -198,7 +186,7 @@ class SubjectFilter(ValueFilter):
 
 
 @admin.register(AuditEntry)
-class AuditEntryAdmin(ReadOnlyAdmin, EntryModelAdmin):
+class AuditEntryAdmin(ReadOnly, EntryModelAdmin):
     actions = None
     nothing = "Nothing recorded."
     list_display = ["sequence", "at", "actor", "action", "about", "reason"]

@@ -14,29 +14,21 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from approvals.models import ApprovalRequest
+from approvals.readonly import ReadOnly
 from improvements import stopping, suggesting
 from improvements.models import IllegalMove, Improvement, LostRace, Release, Rollout
 from improvements.showing import page_of
 
 
-class ReadOnly(admin.ModelAdmin[Any]):
+class MachineWritten(ReadOnly, admin.ModelAdmin[Any]):
     """Rows that the machine writes: people look at them, and act through the buttons of a page."""
 
     show_full_result_count = False
     actions = None
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
 
 @admin.register(Improvement)
-class ImprovementAdmin(ReadOnly):
+class ImprovementAdmin(MachineWritten):
     nothing = "No improvement yet. They are suggested when a finding is open that an author can act on."
     list_display = ["title", "service", "state", "tier_shown", "benefit_shown", "state_since"]
     list_filter = ["state", "service", "author", "tier"]
@@ -127,7 +119,7 @@ class ImprovementAdmin(ReadOnly):
 
 
 @admin.register(Release)
-class ReleaseAdmin(ReadOnly):
+class ReleaseAdmin(MachineWritten):
     nothing = "No release yet. `manage.py deploy NAME` runs a registered service behind the proxy."
     list_display = ["__str__", "state", "share_shown", "server", "port", "started_at"]
     list_filter = ["service", "state"]
@@ -141,7 +133,7 @@ class ReleaseAdmin(ReadOnly):
 
 
 @admin.register(Rollout)
-class RolloutAdmin(ReadOnly):
+class RolloutAdmin(MachineWritten):
     nothing = "No rollout yet. One begins when an improvement is approved."
     list_display = ["improvement", "service", "state", "last_verdict", "started_at", "ended_at"]
     list_filter = ["service", "state"]

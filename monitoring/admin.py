@@ -13,6 +13,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from approvals import audit
+from approvals.readonly import ReadOnly
 from monitoring.models import Alert, AlertRule, HealthScore, Sample, Series, Service, Target
 
 NONE = "–"
@@ -25,19 +26,6 @@ LISTS_OF_A_SERVICE = {
     "monitoring_series": "signals",
     "improvements_release": "releases",
 }
-
-
-class ReadOnly:
-    """Rows that only the collector writes."""
-
-    def has_add_permission(self, request: HttpRequest, *args: Any) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
 
 class Audited:

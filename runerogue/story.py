@@ -35,6 +35,7 @@ def load_facts(load: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
         "failed": load.get("failed", 0),
         "requests_during_rollout": load.get("requests", 0) - before["requests"] if before else 0,
         "failed_during_rollout": load.get("failed", 0) - before["failed"] if before else 0,
+        "how_they_failed": load.get("failures", {}),
         "posts_run_twice": load.get("duplicates"),
     }
 

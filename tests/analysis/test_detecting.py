@@ -12,7 +12,7 @@ from analysis import detecting, tasks
 from analysis.models import CodeProbe
 from monitoring.models import Service
 from monitoring.workspace import exclusive
-from tests.monitoring.factories import INTERVAL, T0, ServiceFactory, repository, samples
+from tests.monitoring.factories import INTERVAL, MANIFEST, T0, ServiceFactory, repository, samples
 
 pytestmark = pytest.mark.django_db
 ROUTE = {"endpoint": "player-list", "method": "GET"}
@@ -68,24 +68,23 @@ def test_code_that_cannot_be_read_leaves_the_reason_and_looks_again(tmp_path: Pa
 
 def test_the_tests_of_a_service_run_where_tests_may(tmp_path: Path) -> None:
     service = ServiceFactory(
-        repository=str(repository(tmp_path / "code")),
-        manifest=failing_tests(),
+        repository=str(repository(tmp_path / "code", failing_tests())),
         environment={"STORE": "the-live-one", "TESTING__STORE": "one-for-tests"},
     )
     assert "broken on one-for-tests" in detecting.probe_code(service).error
 
 
-def failing_tests() -> dict[str, object]:
-    manifest = dict(ServiceFactory.build().manifest)
-    return {**manifest, "test": {**manifest["test"], "command": "sh -c 'echo broken on $STORE; exit 3'"}}
+def failing_tests() -> str:
+    """A manifest whose tests say where they ran, and fail."""
+    return MANIFEST.replace("pytest -q --junitxml={report}", "sh -c 'echo broken on $STORE; exit 3'")
 
 
 def test_one_service_that_fails_keeps_no_other_from_being_analysed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = repository(tmp_path / "good")
-    broken = ServiceFactory(name="a-broken", repository=str(tmp_path / "nowhere"), manifest=failing_tests())
-    good = ServiceFactory(name="b-good", repository=str(folder), manifest=failing_tests())
+    folder = repository(tmp_path / "good", failing_tests())
+    broken = ServiceFactory(name="a-broken", repository=str(tmp_path / "nowhere"))
+    good = ServiceFactory(name="b-good", repository=str(folder))
     monkeypatch.setitem(tasks.analyse.app.conf, "task_always_eager", True)
     monkeypatch.setattr(detecting.timezone, "now", lambda: T0)
     for service in (broken, good):

@@ -246,11 +246,12 @@ def kill_workers() -> int:
 def once(service: Service, improvement: Improvement, commits_before: int) -> dict[str, Any]:
     """Whatever may happen once only, counted."""
     entries = AuditEntry.objects.filter(subject_kind="improvements.improvement", subject_id=str(improvement.pk))
-    words = [entry.action.split(".")[1].upper() for entry in entries.order_by("sequence")]
+    actions = entries.filter(action__startswith="improvement.").order_by("sequence").values_list("action", flat=True)
+    words = [action.split(".")[1].upper() for action in actions]
     repository = repository_of(service)
     merged = repository.git("log", "--format=%H", repository.branch).split().count(improvement.head_commit)
     return {
-        "moves": [word for word in words if word in State.values],
+        "moves": [word for word in words if word in State.values and word != State.SUGGESTED],
         "merged_times": merged,
         "new_commits": commits(service) - commits_before,
         "requests": ApprovalRequest.objects.about("improvement", improvement.pk).count(),

@@ -9,14 +9,14 @@ import pytest
 from tests.flows import product
 
 # Less than the demonstration's own: another worker's tests take their part of the machine meanwhile.
-RATE = "8"
+RATE = "4"
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flows"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
 def running():
-    with product.running(ROLLOUT_STEP_REQUESTS="20") as started:
+    with product.running(ROLLOUT_STEP_REQUESTS="12") as started:
         yield started
 
 
