@@ -14,7 +14,7 @@ from approvals.policy import Tier
 # A patch of this many changed lines has used up about two thirds of what size alone can add.
 _LINES_SCALE = 60.0
 # Upper bounds of the tiers; whatever is above the last one is critical.
-_BOUNDS = ((0.15, Tier.LOW), (0.40, Tier.MEDIUM), (0.70, Tier.HIGH))
+_BOUNDS = ((0.12, Tier.LOW), (0.40, Tier.MEDIUM), (0.70, Tier.HIGH))
 
 
 @dataclass(frozen=True)

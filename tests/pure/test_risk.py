@@ -69,8 +69,8 @@ def test_is_the_product_of_what_its_drivers_add_up_to():
     ("score", "tier"),
     [
         (0.0, Tier.LOW),
-        (0.149, Tier.LOW),
-        (0.15, Tier.MEDIUM),
+        (0.119, Tier.LOW),
+        (0.12, Tier.MEDIUM),
         (0.4, Tier.HIGH),
         (0.7, Tier.CRITICAL),
         (1.0, Tier.CRITICAL),
