@@ -311,6 +311,8 @@ def test_waits_for_a_proxy_that_is_coming_back(stack: ProxyStack, service: Servi
     up(deployer, service, "patient", share=100)
     stack.kill("haproxy")
     deployer.apply(service)
+    with Client(deployer.base_url(service)) as client:
+        assert set(client.during(0.2)) == {"patient"}
 
 
 def test_leaves_traffic_where_it_is_when_the_candidate_is_down(
