@@ -128,6 +128,7 @@ def test_runs_says_so_stops_and_runs_again(runner: Runner) -> None:
     eventually(lambda: runner.page() == 200, "the page answers")
     assert runner.home.secret(ADMIN_PASSWORD) == ""
 
+    eventually(lambda: set(runner.running()) == set(PROGRAMS), "every program runs")
     before = runner.running()
     second = runner.command("run")
     assert (second.returncode, second.stderr) == (0, "")
