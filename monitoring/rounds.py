@@ -6,7 +6,7 @@ import logging
 import time
 from datetime import datetime
 
-from monitoring import alerting, collecting, scoring
+from monitoring import alerting, collecting, scoring, storing
 from monitoring.collecting import Collected
 from monitoring.scraping import MetricSource
 
@@ -22,7 +22,7 @@ def run(at: datetime, *, source: MetricSource | None = None) -> Collected | None
     scoring.score_all(at)
     for alert in alerting.evaluate(at):
         log.warning("Alert %s: %s", alert, alert.message)
-    collecting.forget_old(at)
+    storing.forget_old(at)
     log.info(
         "Collected %d samples from %d of %d targets in %.2f s",
         collected.samples,

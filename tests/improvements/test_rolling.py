@@ -14,7 +14,7 @@ from improvements import releasing, rolling, stopping
 from improvements.deployers import DeployError
 from improvements.models import Improvement, Release, Rollout, State, TrafficSlice
 from improvements.outcome import Outcome, Verdict, Waiting
-from monitoring import collecting
+from monitoring import storing
 from monitoring.derive import Reading
 from monitoring.models import Alert
 from tests.improvements.world import STEP_SECONDS, Shop
@@ -305,7 +305,7 @@ def test_measures_what_the_change_was_worth(shop: Shop) -> None:
             Reading("requests_per_second", endpoint, 5.0),
             Reading("queries_per_request", (("release", release.short),), queries),
         ]
-        collecting.store([(shop.service, one) for one in readings], at=at)
+        storing.store([(shop.service, one) for one in readings], at=at)
     assert shop.tick() is State.PROMOTED
     measured = shop.improvement.measured
     assert (measured["before"]["p95_ms"], measured["after"]["p95_ms"]) == (400.0, 100.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import factory
 
-from monitoring import collecting
+from monitoring import storing
 from monitoring.derive import Reading
 from monitoring.manifest import parse
 from monitoring.models import Service, Target
@@ -72,7 +72,7 @@ def samples(service: Service, signal: str, values: Iterable[float], *, until: da
     values = list(values)
     for number, value in enumerate(reversed(values), start=1):
         reading = Reading(signal, tuple(sorted(labels.items())), value)
-        collecting.store([(service, reading)], at=until - number * INTERVAL)
+        storing.store([(service, reading)], at=until - number * INTERVAL)
 
 
 def repository(folder: Path, manifest: str = MANIFEST, branch: str = "main") -> Path:

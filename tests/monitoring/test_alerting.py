@@ -10,7 +10,7 @@ import pytest
 from django.db import IntegrityError, connections
 
 from approvals.models import AuditEntry
-from monitoring import collecting
+from monitoring import storing
 from monitoring.alerting import MOVES, ensure_rules, evaluate, move_to
 from monitoring.alerts import DEFAULT_RULES, SILENT_INTERVALS
 from monitoring.derive import Reading
@@ -35,7 +35,7 @@ def play(
         rows = [(service, Reading("requests_per_second", WHOLE, per_second))]
         if value is not None:
             rows.append((service, Reading(signal, labels, value)))
-        collecting.store(rows, at=start + number * INTERVAL)
+        storing.store(rows, at=start + number * INTERVAL)
         evaluate(start + number * INTERVAL)
     return Alert.objects.filter(service=service).order_by("-pk").first()
 
@@ -104,7 +104,7 @@ def test_a_release_that_serves_nobody_raises_no_alarm() -> None:
     def rounds_without_answers(start: int) -> list[Alert]:
         for number in range(start, start + 2):
             rows = [(live.service, Reading("up", (("release", name),), 0.0)) for name in ("live", "tried")]
-            collecting.store(rows, at=T0 + number * INTERVAL)
+            storing.store(rows, at=T0 + number * INTERVAL)
             evaluate(T0 + number * INTERVAL)
         return list(Alert.objects.firing().order_by("pk"))
 
@@ -129,7 +129,7 @@ def test_unusual_says_nothing_without_a_past() -> None:
 def test_evaluating_a_round_twice_counts_it_once() -> None:
     service = ServiceFactory()
     play(service, "error_ratio", 0.5)
-    collecting.store([(service, Reading("error_ratio", WHOLE, 0.5))], at=T0 + INTERVAL)
+    storing.store([(service, Reading("error_ratio", WHOLE, 0.5))], at=T0 + INTERVAL)
     AlertRule.objects.filter(name="error-ratio").update(for_intervals=5)
     evaluate(T0 + INTERVAL)
     evaluate(T0 + INTERVAL)

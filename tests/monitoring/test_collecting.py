@@ -9,11 +9,13 @@ from datetime import timedelta
 import pytest
 from django.db import IntegrityError, connection, connections, transaction
 
-from monitoring import collecting, reading, rounds
-from monitoring.collecting import claim, collect, forget_old, store
+from monitoring import reading, rounds, storing
+from monitoring.claiming import claim
+from monitoring.collecting import collect
 from monitoring.derive import Reading
 from monitoring.models import HealthScore, Round, Sample, Series, Snapshot, Target
 from monitoring.scraping import MemorySource
+from monitoring.storing import forget_old, store
 from tests.monitoring.factories import INTERVAL, T0, ServiceFactory, TargetFactory, exposition, samples
 
 pytestmark = pytest.mark.django_db
@@ -237,28 +239,28 @@ def test_of_racing_workers_exactly_one_wins() -> None:
 
 def test_samples_older_than_two_weeks_go_once_an_hour() -> None:
     service = ServiceFactory()
-    samples(service, "x", [1.0], until=T0 - timedelta(days=collecting.KEEP_DAYS))
+    samples(service, "x", [1.0], until=T0 - timedelta(days=storing.KEEP_DAYS))
     samples(service, "x", [2.0], until=T0)
     assert forget_old(T0) == 1
     assert Sample.objects.get().value == 2.0
-    samples(service, "x", [1.0], until=T0 - timedelta(days=collecting.KEEP_DAYS + 1))
+    samples(service, "x", [1.0], until=T0 - timedelta(days=storing.KEEP_DAYS + 1))
     assert forget_old(T0 + INTERVAL) == 0
     assert forget_old(T0 + timedelta(hours=1)) == 1
 
 
 def test_health_scores_older_than_a_month_go() -> None:
     service = ServiceFactory()
-    for days in (collecting.KEEP_SCORES_DAYS + 1, collecting.KEEP_SCORES_DAYS - 1):
+    for days in (storing.KEEP_SCORES_DAYS + 1, storing.KEEP_SCORES_DAYS - 1):
         HealthScore.objects.create(service=service, at=T0 - timedelta(days=days), score=90.0, status="healthy")
     forget_old(T0)
-    assert HealthScore.objects.get().at == T0 - timedelta(days=collecting.KEEP_SCORES_DAYS - 1)
+    assert HealthScore.objects.get().at == T0 - timedelta(days=storing.KEEP_SCORES_DAYS - 1)
 
 
 def test_series_without_samples_and_targets_of_long_ago_go() -> None:
     service = ServiceFactory()
-    samples(service, "x", [1.0], until=T0 - timedelta(days=collecting.KEEP_DAYS), release="gone")
+    samples(service, "x", [1.0], until=T0 - timedelta(days=storing.KEEP_DAYS), release="gone")
     samples(service, "x", [2.0], until=T0, release="kept")
-    long_ago = T0 - timedelta(days=collecting.KEEP_TARGETS_DAYS + 1)
+    long_ago = T0 - timedelta(days=storing.KEEP_TARGETS_DAYS + 1)
     kept = [
         TargetFactory(service=service, release="down", last_scraped_at=long_ago),
         TargetFactory(service=service, release="recent", last_scraped_at=T0, active=False),
@@ -276,7 +278,7 @@ def test_series_without_samples_and_targets_of_long_ago_go() -> None:
 def test_forgetting_loses_no_sample_that_is_just_being_stored() -> None:
     service = ServiceFactory()
     labels = (("release", "back"),)
-    store([(service, Reading("x", labels, 1.0))], at=T0 - timedelta(days=collecting.KEEP_DAYS + 1))
+    store([(service, Reading("x", labels, 1.0))], at=T0 - timedelta(days=storing.KEEP_DAYS + 1))
 
     def forget() -> None:
         try:

@@ -1,4 +1,4 @@
-"""What is watched, in the admin. Measurements and alert states are read here; only rules and switches are written."""
+"""What is watched. Measurements are read here; only switches are written."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from typing import Any
 
 from django.contrib import admin
 from django.db.models import Count, F, OuterRef, Q, QuerySet, Subquery
-from django.forms import ModelForm
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from approvals import audit
 from approvals.readonly import ReadOnly
-from monitoring.models import Alert, AlertRule, HealthScore, Sample, Series, Service, Target
+from monitoring.admin.pages import NONE, Audited, explained, score_in_words
+from monitoring.models import Alert, HealthScore, Service, Target
 
-NONE = "–"
 # Other lists about one service, those of the apps above among them: the address is all that is known of them here.
 LISTS_OF_A_SERVICE = {
     "improvements_improvement": "improvements",
@@ -26,22 +24,6 @@ LISTS_OF_A_SERVICE = {
     "monitoring_series": "signals",
     "improvements_release": "releases",
 }
-
-
-class Audited:
-    """What a person changes here goes into the audit log, in the transaction of the change."""
-
-    def save_model(self, request: HttpRequest, obj: Any, form: ModelForm[Any], change: bool) -> None:
-        was = {name: form.initial.get(name) for name in form.changed_data} if change else None
-        super().save_model(request, obj, form, change)  # type: ignore[misc]
-        if form.changed_data:
-            became = {name: getattr(obj, name) for name in form.changed_data if not hasattr(getattr(obj, name), "pk")}
-            action = f"{obj._meta.model_name}.{'changed' if change else 'added'}"
-            audit.record(action, obj, actor=request.user, was=was, became=became)
-
-
-def score_in_words(score: float | None, status: str) -> str:
-    return f"{status} ({score:.0f})" if score is not None else status
 
 
 class TargetInline(ReadOnly, admin.TabularInline[Target, Service]):
@@ -175,124 +157,3 @@ class ServiceAdmin(Audited, admin.ModelAdmin[Service]):
             ("benchmark", manifest.benchmark.command),
         ]
         return format_html_join("", "<p>{}: <code>{}</code></p>", ((name, text or NONE) for name, text in rows))
-
-
-def labels_in_words(labels: dict[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in sorted(labels.items())) or "whole service"
-
-
-def explained(found: HealthScore) -> SafeString:
-    """The components with their messages, for a person."""
-    return format_html_join(
-        "",
-        "<p><strong>{}</strong>: {}. {}</p>",
-        (
-            (name.capitalize(), score_in_words(part["score"], part["status"]), part["message"])
-            for name, part in found.components.items()
-        ),
-    )
-
-
-@admin.register(Target)
-class TargetAdmin(ReadOnly, admin.ModelAdmin[Target]):
-    nothing = "No target. A registered service has one for each release that runs."
-    list_display = ["url", "service", "release", "active", "last_scraped_at", "last_error"]
-    list_filter = ["active", "service"]
-    list_select_related = ["service"]
-    show_full_result_count = False
-
-
-@admin.register(Series)
-class SeriesAdmin(ReadOnly, admin.ModelAdmin[Series]):
-    nothing = "No signal yet. The first numbers come with the first scrape of a service."
-    list_display = ["signal", "labels_in_words", "service", "newest", "measured_at"]
-    list_filter = ["service", "signal"]
-    list_select_related = ["service"]
-    search_fields = ["signal", "labels_key"]
-    ordering = ["service", "signal", "labels_key"]
-    show_full_result_count = False
-    fields = ["service", "signal", "labels_in_words", "newest", "measured_at"]
-    readonly_fields = ["service", "signal", "labels_in_words", "newest", "measured_at"]
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Series]:
-        newest = Sample.objects.filter(series=OuterRef("pk")).order_by("-at")
-        return (
-            super()
-            .get_queryset(request)
-            .annotate(newest_value=Subquery(newest.values("value")[:1]), newest_at=Subquery(newest.values("at")[:1]))
-        )
-
-    @admin.display(description="labels")
-    def labels_in_words(self, series: Series) -> str:
-        return labels_in_words(series.labels)
-
-    @admin.display(description="newest value")
-    def newest(self, series: Any) -> str:
-        return NONE if series.newest_value is None else f"{series.newest_value:.4g}"
-
-    @admin.display
-    def measured_at(self, series: Any) -> Any:
-        return series.newest_at or NONE
-
-
-@admin.register(HealthScore)
-class HealthScoreAdmin(ReadOnly, admin.ModelAdmin[HealthScore]):
-    nothing = "No health score yet. One is written in every collection interval."
-    list_display = ["service", "at", "health", "trend", "sure"]
-    list_filter = ["service", "status"]
-    list_select_related = ["service"]
-    ordering = ["-at"]
-    show_full_result_count = False
-    fields = ["service", "at", "health", "trend", "sure", "why"]
-    readonly_fields = ["service", "at", "health", "trend", "sure", "why"]
-
-    @admin.display(ordering="score")
-    def health(self, found: HealthScore) -> str:
-        return score_in_words(found.score, found.status)
-
-    @admin.display(description="confidence", ordering="confidence")
-    def sure(self, found: HealthScore) -> str:
-        return f"{found.confidence:.0%}"
-
-    @admin.display
-    def why(self, found: HealthScore) -> SafeString:
-        return explained(found)
-
-
-@admin.register(AlertRule)
-class AlertRuleAdmin(Audited, admin.ModelAdmin[AlertRule]):
-    list_display = ["name", "summary", "for_service", "condition", "for_intervals", "severity", "enabled"]
-    list_filter = ["enabled", "severity"]
-    list_select_related = ["service"]
-    show_full_result_count = False
-
-    def has_delete_permission(self, request: HttpRequest, obj: AlertRule | None = None) -> bool:
-        return False  # a rule is switched off: the alerts it opened stay explained
-
-    @admin.display(description="service", ordering="service")
-    def for_service(self, rule: AlertRule) -> str:
-        return str(rule.service) if rule.service else "every service"
-
-    @admin.display
-    def condition(self, rule: AlertRule) -> str:
-        limit = f"{rule.threshold:g}" + (" × usual" if rule.is_relative else "")
-        return f"{rule.signal} {rule.comparison} {limit}"
-
-
-@admin.register(Alert)
-class AlertAdmin(ReadOnly, admin.ModelAdmin[Alert]):
-    nothing = "No alert. One opens as soon as a rule holds, and fires when it goes on."
-    list_display = ["name", "message", "service", "severity", "state", "opened_at", "resolved_at"]
-    fields = [
-        "name", "message", "service", "rule", "about", "severity", "state", "state_since", "opened_at", "fired_at",
-        "resolved_at", "intervals", "seen_at",
-    ]  # fmt: skip
-    readonly_fields = ["about"]
-    list_filter = ["state", "severity", "service"]
-    list_select_related = ["service"]
-    date_hierarchy = "opened_at"
-    show_full_result_count = False
-
-    @admin.display(description="labels")
-    def about(self, alert: Alert) -> str:
-        return labels_in_words(alert.labels)

@@ -1,0 +1,49 @@
+"""Alert rules and alerts."""
+
+from __future__ import annotations
+
+from django.contrib import admin
+from django.http import HttpRequest
+
+from approvals.readonly import ReadOnly
+from monitoring.admin.pages import Audited, labels_in_words
+from monitoring.models import Alert, AlertRule
+
+
+@admin.register(AlertRule)
+class AlertRuleAdmin(Audited, admin.ModelAdmin[AlertRule]):
+    list_display = ["name", "summary", "for_service", "condition", "for_intervals", "severity", "enabled"]
+    list_filter = ["enabled", "severity"]
+    list_select_related = ["service"]
+    show_full_result_count = False
+
+    def has_delete_permission(self, request: HttpRequest, obj: AlertRule | None = None) -> bool:
+        return False  # a rule is switched off: the alerts it opened stay explained
+
+    @admin.display(description="service", ordering="service")
+    def for_service(self, rule: AlertRule) -> str:
+        return str(rule.service) if rule.service else "every service"
+
+    @admin.display
+    def condition(self, rule: AlertRule) -> str:
+        limit = f"{rule.threshold:g}" + (" × usual" if rule.is_relative else "")
+        return f"{rule.signal} {rule.comparison} {limit}"
+
+
+@admin.register(Alert)
+class AlertAdmin(ReadOnly, admin.ModelAdmin[Alert]):
+    nothing = "No alert. One opens as soon as a rule holds, and fires when it goes on."
+    list_display = ["name", "message", "service", "severity", "state", "opened_at", "resolved_at"]
+    fields = [
+        "name", "message", "service", "rule", "about", "severity", "state", "state_since", "opened_at", "fired_at",
+        "resolved_at", "intervals", "seen_at",
+    ]  # fmt: skip
+    readonly_fields = ["about"]
+    list_filter = ["state", "severity", "service"]
+    list_select_related = ["service"]
+    date_hierarchy = "opened_at"
+    show_full_result_count = False
+
+    @admin.display(description="labels")
+    def about(self, alert: Alert) -> str:
+        return labels_in_words(alert.labels)
