@@ -50,7 +50,7 @@ TO_PROMOTION = [
     State.VALIDATING,
     State.PROMOTED,
 ]
-PATIENCE_SECONDS = 240
+PATIENCE_SECONDS = 400
 FILES = {
     "runerogue.toml": """
 [service]
@@ -140,9 +140,9 @@ def make_service() -> Service:
 
 
 def keep_asking(url: str, stop: threading.Event, errors: list[str]) -> None:
-    """A client at some 50 requests a second on one connection: a rollout needs traffic for its verdicts."""
+    """A client at some 20 requests a second on one connection: a rollout needs traffic for its verdicts."""
     with httpx.Client(trust_env=False, timeout=5) as client:
-        while not stop.wait(0.02):
+        while not stop.wait(0.05):
             try:
                 answer = client.get(f"{url}/")
                 if answer.status_code != 200:
@@ -169,7 +169,7 @@ def drill(service: Service, states: list[State]) -> dict[str, Any]:
             continue
         if improvement.has_ended:
             break
-        time.sleep(0.02)
+        time.sleep(0.05)
     return {
         "back": back,
         "killed_in": [state.value for state in states if state not in left],

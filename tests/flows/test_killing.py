@@ -9,7 +9,7 @@ import pytest
 from improvements.models import MOVES, State
 from tests.flows import product
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flows"), pytest.mark.timeout(700)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flows"), pytest.mark.timeout(900)]
 
 PROMOTION = [
     "AUTHORING",
@@ -30,13 +30,13 @@ def test_ends_right_whichever_state_the_worker_is_killed_in(subtests):
         "ROLLOUT_STEPS": "50,100",
         "BAKE_SECONDS": "2",
         "WATCH_SECONDS": "2",
-        "METRICS_COLLECTION_INTERVAL": "1",
+        "METRICS_COLLECTION_INTERVAL": "3",
         "LEASE_SECONDS": "3",
         "SELF_BUILD_APPROVAL_REQUIRED": "high",
         "ANALYSIS_INTERVAL": "86400",
     }
     with product.running(**pace) as running:
-        done = running.python("-m", "tests.flows.kill_drill", timeout_seconds=600)
+        done = running.python("-m", "tests.flows.kill_drill", timeout_seconds=800)
         assert done.returncode == 0, done.stderr[-4000:]
         checked = running.python("manage.py", "verify_audit", "--json", timeout_seconds=60)
     told = json.loads(done.stdout)
