@@ -39,7 +39,7 @@ def opened(chromium: str | None, *, width: int = 1280, dark: bool = False) -> It
         browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
         try:
             page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme="dark" if dark else "light")
-            page.set_default_timeout(10_000)
+            page.set_default_timeout(30_000)
             page.on("console", lambda said: said.type in ("error", "warning") and complaints.append(said.text))
             page.on("pageerror", lambda error: complaints.append(str(error)))
             yield page, complaints
