@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from monitoring import api, views
+from monitoring import api, api_builds, views
 
 urlpatterns = [
     path("health/live", views.live, name="health-live"),
@@ -16,5 +16,7 @@ urlpatterns = [
     path("api/v1/services", api.Services.as_view(), name="api-services"),
     path("api/v1/services/<slug:name>", api.OneService.as_view(), name="api-service"),
     path("api/v1/services/<slug:name>/samples", api.Samples.as_view(), name="api-samples"),
+    path("api/v1/reports", api_builds.BuildReport.as_view(), name="api-reports"),
+    path("api/v1/ci/gate", api_builds.BuildGate.as_view(), name="api-ci-gate"),
     path("api/v1/alerts", api.Alerts.as_view(), name="api-alerts"),
 ]
