@@ -6,9 +6,11 @@ from celery import shared_task
 from django.utils.timezone import now
 
 from approvals import requests
+from approvals.models import StoredAnswer
 
 
 @shared_task(name="approvals.tasks.expire")
 def expire() -> int:
-    """Expire the open requests whose time is up. Repeats harmlessly."""
+    """Expire the open requests whose time is up, and forget the answers of old writes. Repeats harmlessly."""
+    StoredAnswer.objects.forget_old(now())
     return requests.expire_due(now())

@@ -129,6 +129,15 @@ class Smoke(_Table):
     paths: tuple[UrlPath, ...] = ()
 
 
+class Quality(_Table):
+    """How the quality of the code is measured beside its tests; a command that writes a report names {report}."""
+
+    measure: bool = True
+    every_hours: int = Field(default=24, ge=1, le=24 * 28)
+    coverage: Command | None = None  # writes Cobertura XML
+    paths: tuple[Pattern, ...] = ()  # what counts as the service's code for lint and debt; empty: everything
+
+
 class Manifest(_Table):
     """A whole `runerogue.toml`. Optional tables are there with their defaults, so readers need no None checks."""
 
@@ -141,6 +150,7 @@ class Manifest(_Table):
     tuning: dict[EnvironmentName, Tuning] = {}
     protected: Protected = Protected()
     smoke: Smoke = Smoke()
+    quality: Quality = Quality()
 
 
 EXAMPLES = {

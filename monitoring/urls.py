@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from monitoring import views
+from monitoring import api, api_builds, views
 
 urlpatterns = [
     path("health/live", views.live, name="health-live"),
@@ -12,4 +12,11 @@ urlpatterns = [
     path("health/trends", views.trends, name="health-trends"),
     path("monitoring/alerts", views.alerts, name="monitoring-alerts"),
     path("metrics", views.metrics, name="metrics"),
+    path("api/v1/openapi.json", views.openapi, name="api-openapi"),
+    path("api/v1/services", api.Services.as_view(), name="api-services"),
+    path("api/v1/services/<slug:name>", api.OneService.as_view(), name="api-service"),
+    path("api/v1/services/<slug:name>/samples", api.Samples.as_view(), name="api-samples"),
+    path("api/v1/reports", api_builds.BuildReport.as_view(), name="api-reports"),
+    path("api/v1/ci/gate", api_builds.BuildGate.as_view(), name="api-ci-gate"),
+    path("api/v1/alerts", api.Alerts.as_view(), name="api-alerts"),
 ]

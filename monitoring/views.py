@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
+import json
 import math
 from collections.abc import Callable
 from functools import wraps
@@ -13,8 +15,12 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonRespons
 from django.utils.timezone import now
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
+from drf_spectacular.generators import SchemaGenerator
 
-from monitoring import exporting, reporting
+from approvals import rest, tokens
+from approvals.describing import described
+from approvals.models import Scope
+from monitoring import exporting, reporting, shapes
 from monitoring.models import Service
 
 View = Callable[..., HttpResponseBase]
@@ -24,11 +30,7 @@ LONGEST_HOURS = 24 * 30
 
 def problem(status: int, title: str, detail: str, **more: Any) -> JsonResponse:
     """An error as RFC 9457 has it."""
-    return JsonResponse(
-        {"type": "about:blank", "title": title, "status": status, "detail": detail, **more},
-        status=status,
-        content_type="application/problem+json",
-    )
+    return JsonResponse(rest.problem(status, title, detail, **more), status=status, content_type=rest.PROBLEM)
 
 
 def reads_only(view: View) -> View:
@@ -64,14 +66,18 @@ def is_near(request: HttpRequest) -> bool:
 
 
 def for_watchers(view: View) -> View:
-    """For people who are signed in, and for the networks that may watch."""
+    """For people who are signed in, tokens with the scope `read`, and the networks that may watch."""
 
     @wraps(view)
     def inner(request: HttpRequest) -> HttpResponseBase:
         # The network first: it needs no database, which may be what is broken.
-        if is_near(request) or request.user.is_authenticated:
+        if is_near(request) or request.user.is_authenticated or tokens.bearer(request, Scope.READ):
             return view(request)
-        return problem(403, "Not allowed", "Sign in, or ask from a network that MONITORING_ALLOWED_NETWORKS names.")
+        return problem(
+            403,
+            "Not allowed",
+            "Sign in, send a token with the scope read, or ask from a network that MONITORING_ALLOWED_NETWORKS names.",
+        )
 
     return reads_only(inner)
 
@@ -88,12 +94,14 @@ def asked_service(request: HttpRequest) -> Service | JsonResponse:
     return problem(404, "Unknown service", detail, known=known)
 
 
+@described("This process answers", shapes.Live, is_open=True)
 @reads_only
 def live(request: HttpRequest) -> HttpResponse:
     """This process answers. Nothing else is asked, so that a broken database never gets the web processes killed."""
     return JsonResponse({"status": "live"})
 
 
+@described("The database and the queue answer too", shapes.Ready, problems=[503], is_open=True)
 @reads_only
 def ready(request: HttpRequest) -> HttpResponse:
     """The database and the queue answer too; 503 with the reasons where one does not."""
@@ -105,18 +113,28 @@ def ready(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"status": "ready", "checks": {check.name: check.milliseconds for check in checked}})
 
 
+@described(
+    "Health, dependencies and targets of a service", shapes.Detailed, parameters=[shapes.SERVICE], problems=[403, 404]
+)
 @for_watchers
 def detailed(request: HttpRequest) -> HttpResponse:
     service = asked_service(request)
     return service if isinstance(service, JsonResponse) else JsonResponse(reporting.detailed(service))
 
 
+@described("The health score of a service", shapes.Score, parameters=[shapes.SERVICE], problems=[403, 404])
 @for_watchers
 def score(request: HttpRequest) -> HttpResponse:
     service = asked_service(request)
     return service if isinstance(service, JsonResponse) else JsonResponse(reporting.score(service))
 
 
+@described(
+    "How the health score went",
+    shapes.Trends,
+    parameters=[shapes.SERVICE, shapes.HOURS],
+    problems=[400, 403, 404],
+)
 @for_watchers
 def trends(request: HttpRequest) -> HttpResponse:
     """`?hours=` (24): a number above 0, at most 30 days."""
@@ -133,6 +151,7 @@ def trends(request: HttpRequest) -> HttpResponse:
     return JsonResponse(reporting.trends(service, hours=hours, until=now()))
 
 
+@described("The alerts that fire", shapes.Alerts, parameters=[shapes.SERVICE_OR_ALL], problems=[403, 404])
 @for_watchers
 def alerts(request: HttpRequest) -> HttpResponse:
     """`?service=*` is all of them."""
@@ -142,6 +161,19 @@ def alerts(request: HttpRequest) -> HttpResponse:
     return service if isinstance(service, JsonResponse) else JsonResponse(reporting.alerts(service))
 
 
+@described("RuneRogue's own metrics, as Prometheus text", None, problems=[403])
 @for_watchers
 def metrics(request: HttpRequest) -> HttpResponse:
     return HttpResponse(exporting.exposition(), content_type=exporting.CONTENT_TYPE)
+
+
+@functools.cache
+def _document() -> bytes:
+    # Half a second of reading code; it is the same for everybody until the process ends.
+    return json.dumps(SchemaGenerator().get_schema(request=None, public=True)).encode()  # type: ignore[no-untyped-call]
+
+
+@for_watchers
+def openapi(request: HttpRequest) -> HttpResponse:
+    """The OpenAPI 3.1 document of all of this."""
+    return HttpResponse(_document(), content_type="application/vnd.oai.openapi+json")

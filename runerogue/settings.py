@@ -141,6 +141,8 @@ MONITORING_ALLOWED_NETWORKS = read(
     "networks such as 127.0.0.0/8,10.1.0.0/16",
 )
 
+API_REQUESTS_PER_MINUTE = read("API_REQUESTS_PER_MINUTE", 600, whole(1, 1_000_000), "requests a minute, at least 1")
+
 DEPLOYER = read("DEPLOYER", "haproxy", str, "haproxy, or the name of an installed deployer")
 
 # --- Django ------------------------------------------------------------------------------------------------------
@@ -286,5 +288,21 @@ LOGGING = {
 
 REST_FRAMEWORK = {
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    # What else the frame sets is in approvals.rest, which every view of the API is made of.
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "approvals.rest.explain",
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "RuneRogue",
+    "DESCRIPTION": "Watches services, improves them safely, and keeps the record.",
+    "VERSION": "1",
+    "OAS_VERSION": "3.1.0",
+    "COMPONENT_SPLIT_REQUEST": True,
+    "SCHEMA_PATH_PREFIX": "/api/v1",
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "approvals.describing.add_plain_views",
+    ],
 }

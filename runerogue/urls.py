@@ -2,8 +2,10 @@
 
 from django.conf import settings
 from django.contrib import admin
-from django.urls import include, path
+from django.urls import include, path, re_path
 from django.views.generic import RedirectView
+
+from approvals.rest import unknown_address
 
 admin.site.site_header = admin.site.site_title = "RuneRogue"
 admin.site.site_url = None
@@ -14,4 +16,6 @@ urlpatterns = [
     path("favicon.ico", RedirectView.as_view(url=f"{settings.STATIC_URL}favicon.svg")),
     path("", include("monitoring.urls")),
     path("admin/", admin.site.urls),
+    # Last: what no app knows under /api/ is told in the form of the API, not as a page.
+    re_path(r"^api/", unknown_address),
 ]

@@ -26,7 +26,7 @@ ARITHMETIC = [
     "monitoring/manifest.py",
     "monitoring/prometheus.py",
 ]
-ENTRY_POINTS = re.compile(r"(^|/)(admin|api|views|urls|tasks)(\.py$|/)|/management/")
+ENTRY_POINTS = re.compile(r"(^|/)(admin|api(_\w+)?|views(_\w+)?|urls|tasks)(\.py$|/)|/management/")
 
 
 def modules():
