@@ -3,10 +3,16 @@
 from celery import shared_task
 from django.utils.timezone import now
 
-from monitoring import rounds
+from monitoring import rounds, sealing
 
 
 @shared_task(name="monitoring.tasks.collect")
 def collect() -> None:
     """Do the collection round that is due. Doubled messages find it claimed."""
     rounds.run(now())
+
+
+@shared_task(name="monitoring.tasks.seal")
+def seal() -> None:
+    """Seal the days that are over and forget what is too old. It may take minutes, so no round waits for it."""
+    sealing.run(now())

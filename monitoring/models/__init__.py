@@ -1,7 +1,17 @@
 """Rows of what is watched and what was measured."""
 
 from monitoring.models.alerts import Alert, AlertQuerySet, AlertRule, AlertState, Comparison, Severity
-from monitoring.models.samples import Round, Sample, Series, Snapshot, labels_key
+from monitoring.models.samples import (
+    Rollup,
+    Round,
+    Sample,
+    SealedAxis,
+    SealedBlock,
+    SealedDay,
+    Series,
+    Snapshot,
+    labels_key,
+)
 from monitoring.models.scores import HealthScore, Status
 from monitoring.models.service import Service, ServiceQuerySet, Target, TargetQuerySet, clone_folder, is_url
 
@@ -12,8 +22,12 @@ __all__ = [
     "AlertState",
     "Comparison",
     "HealthScore",
+    "Rollup",
     "Round",
     "Sample",
+    "SealedAxis",
+    "SealedBlock",
+    "SealedDay",
     "Series",
     "Service",
     "ServiceQuerySet",
