@@ -1,4 +1,4 @@
-"""Samples into the database, and out of it when they are old."""
+"""Samples into the database, and what hangs on them out of it when it is old. `monitoring.sealing` takes it on."""
 
 from __future__ import annotations
 
@@ -7,63 +7,141 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import connection, transaction
+import numpy as np
+from django.db import IntegrityError, connection, transaction
 from django.db.models import Q
+from numpy.typing import NDArray
 
+from monitoring import copybinary, partitions
 from monitoring.claiming import claim
 from monitoring.derive import Reading
-from monitoring.models import HealthScore, Sample, Service, Target, labels_key
+from monitoring.models import HealthScore, Service, Target, labels_key
+from monitoring.prometheus import Labels
 
-KEEP_DAYS = 14  # samples
 KEEP_SCORES_DAYS = 30
 KEEP_TARGETS_DAYS = 30  # of those that are no longer scraped
+MOST_CACHED = 500_000  # series; some 100 MB
+
+Key = tuple[int, str, Labels]
+
+# The ids of committed series. A series may be forgotten by another process: `store` asks whether they are still there.
+_known: dict[Key, int] = {}
 
 
 def store(rows: Sequence[tuple[Service, Reading]], *, at: datetime) -> int:
-    """Write one sample per reading; a reading that is stored already stays. Returns how many were new."""
+    """Write one sample per reading, all or none; a reading that is stored already stays. Returns how many were new.
+
+    What isn't finite is left out. On a day that is sealed already, a reading counts as new and is told from what was
+    there when the day is sealed again.
+    """
     rows = [(service, reading) for service, reading in rows if math.isfinite(reading.value)]
+    if not rows:
+        return 0
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            # From here on no series is forgotten and no day is dropped until this is committed.
+            cursor.execute("LOCK TABLE monitoring_series, ONLY monitoring_sample IN ROW EXCLUSIVE MODE")
+        partitions.ensure(partitions.day_of(at))
+        series = _series_ids([(service.id, reading.signal, reading.labels) for service, reading in rows])
+        value = np.array([reading.value for _, reading in rows])
+        # In one order for everybody: two that store the same round must not wait for each other in a circle.
+        order = np.argsort(series, kind="stable")
+        series, value = series[order], value[order]
+        try:
+            # Django knows nothing of COPY: without the second its errors would be psycopg's own.
+            with transaction.atomic(), connection.wrap_database_errors, connection.cursor() as cursor:
+                with cursor.copy("COPY monitoring_sample (series_id, at, value) FROM STDIN (FORMAT BINARY)") as copy:
+                    copy.write(copybinary.pack(series, copybinary.microseconds(at), value))
+                return int(cursor.rowcount)
+        except IntegrityError:  # part of the round is there: COPY is all or nothing
+            return _add_missing(series, value, at)
+
+
+def _add_missing(series: NDArray[np.int64], value: NDArray[np.float64], at: datetime) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            INSERT INTO monitoring_sample (series_id, at, value)
+            SELECT series_id, %s, value FROM unnest(%s::bigint[], %s::float8[]) AS wanted(series_id, value)
+            ON CONFLICT DO NOTHING
+            """,
+            [at, series.tolist(), value.tolist()],
+        )
+        return int(cursor.rowcount)
+
+
+def _series_ids(keys: Sequence[Key]) -> NDArray[np.int64]:
+    """The id of each series, int64[n]; those that are new are inserted."""
+    try:
+        found = np.array([_known[key] for key in keys], np.int64)
+    except KeyError:
+        return _looked_up(keys)
+    wanted = np.unique(found)
+    with connection.cursor() as cursor:
+        # As text: a list of 50,000 numbers would take longer to adapt than to look up.
+        listed = "{" + ",".join(map(str, wanted.tolist())) + "}"
+        cursor.execute("SELECT count(*) FROM monitoring_series WHERE id = ANY(%s::bigint[])", [listed])
+        there = cursor.fetchone()[0]
+    if there == len(wanted):
+        return found
+    _known.clear()
+    return _looked_up(keys)
+
+
+def _looked_up(keys: Sequence[Key]) -> NDArray[np.int64]:
     columns: list[list[Any]] = [
-        [service.pk for service, _ in rows],
-        [reading.signal for _, reading in rows],
-        [labels_key(dict(reading.labels)) for _, reading in rows],
+        [service for service, _, _ in keys],
+        [signal for _, signal, _ in keys],
+        [labels_key(dict(labels)) for _, _, labels in keys],
     ]
     with connection.cursor() as cursor:
         cursor.execute(
             """
             INSERT INTO monitoring_series (service_id, signal, labels_key, labels)
-            SELECT service_id, signal, labels_key, labels_key::jsonb
+            SELECT wanted.service_id, wanted.signal, wanted.labels_key, wanted.labels_key::jsonb
             FROM unnest(%s::bigint[], %s::text[], %s::text[]) AS wanted(service_id, signal, labels_key)
             WHERE NOT EXISTS (
                 SELECT FROM monitoring_series known
                 WHERE (known.service_id, known.signal, known.labels_key)
                     = (wanted.service_id, wanted.signal, wanted.labels_key)
             )
+            ORDER BY wanted.service_id, wanted.signal, wanted.labels_key
             ON CONFLICT DO NOTHING
             """,
             columns,
         )
         cursor.execute(
             """
-            INSERT INTO monitoring_sample (series_id, at, value)
-            SELECT series.id, %s, wanted.value
-            FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::float8[])
-                 AS wanted(service_id, signal, labels_key, value)
+            SELECT series.id
+            FROM unnest(%s::bigint[], %s::text[], %s::text[])
+                 WITH ORDINALITY AS wanted(service_id, signal, labels_key, place)
             JOIN monitoring_series series USING (service_id, signal, labels_key)
-            ON CONFLICT DO NOTHING
+            ORDER BY place
             """,
-            [at, *columns, [reading.value for _, reading in rows]],
+            columns,
         )
-        return int(cursor.rowcount)
+        ids = [pk for (pk,) in cursor.fetchall()]
+
+    def remember() -> None:
+        if len(_known) + len(keys) > MOST_CACHED:
+            _known.clear()
+        _known.update(zip(keys, ids, strict=True))
+
+    # Not before: a transaction that is rolled back takes its series along.
+    transaction.on_commit(remember)
+    return np.array(ids, np.int64)
 
 
 def forget_old(at: datetime) -> int:
-    """Delete what is too old to be asked for, at most once an hour. Returns how many samples went."""
+    """Delete what hangs on samples and is too old to be asked for, at most once an hour. How many series went.
+
+    Samples go in whole days: see `monitoring.sealing`.
+    """
     if not claim("forget", at=at, interval_seconds=3600):
         return 0
     # Not the ORM's delete: it would first read every row to look for what hangs on it, and nothing does.
-    gone = int(Sample.objects.filter(at__lt=at - timedelta(days=KEEP_DAYS))._raw_delete(using="default"))
     HealthScore.objects.filter(at__lt=at - timedelta(days=KEEP_SCORES_DAYS))._raw_delete(using="default")
-    _forget_empty_series()
+    gone = _forget_empty_series()
     with transaction.atomic():
         # Locked first: a release that is started again right now must not lose the target it has just got back.
         old = Target.objects.select_for_update().filter(
@@ -73,15 +151,24 @@ def forget_old(at: datetime) -> int:
     return gone
 
 
-def _forget_empty_series() -> None:
-    """Delete the series without samples: each release leaves its own behind."""
+# Scalar subqueries are one look into each index per series; NOT EXISTS may read all samples instead.
+EMPTY = """
+    (SELECT series_id FROM monitoring_sample WHERE series_id = series.id LIMIT 1) IS NULL
+    AND (SELECT series_id FROM monitoring_sealedblock WHERE series_id = series.id LIMIT 1) IS NULL
+    AND (SELECT series_id FROM monitoring_rollup WHERE series_id = series.id LIMIT 1) IS NULL
+"""
+
+
+def _forget_empty_series() -> int:
+    """Delete the series without samples in any tier: each release leaves its own behind."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT id FROM monitoring_series series WHERE {EMPTY}")  # noqa: S608 (a constant)
+        empty = [pk for (pk,) in cursor.fetchall()]
+    if not empty:
+        return 0
     with transaction.atomic(), connection.cursor() as cursor:
-        # `store` looks a series up before it writes the sample; this lock lets it do both before or after.
+        # `store` looks a series up before it writes the sample; this lock lets it do both before or after. Only those
+        # found above are looked at again, so it is held for an instant.
         cursor.execute("LOCK TABLE monitoring_series IN SHARE ROW EXCLUSIVE MODE")
-        # A scalar subquery is one look into the index per series; NOT EXISTS may read all samples instead.
-        cursor.execute(
-            """
-            DELETE FROM monitoring_series series
-            WHERE (SELECT id FROM monitoring_sample WHERE series_id = series.id LIMIT 1) IS NULL
-            """
-        )
+        cursor.execute(f"DELETE FROM monitoring_series series WHERE id = ANY(%s) AND {EMPTY}", [empty])  # noqa: S608
+        return int(cursor.rowcount)

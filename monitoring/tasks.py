@@ -4,6 +4,7 @@ from celery import shared_task
 from django.utils.timezone import now
 
 from monitoring import quality, rounds
+from monitoring import rounds, sealing
 
 
 @shared_task(name="monitoring.tasks.collect")
@@ -16,3 +17,7 @@ def collect() -> None:
 def measure_quality() -> None:
     """Now and then: tests, lint and security of each service whose time has come."""
     quality.measure_due(now())
+@shared_task(name="monitoring.tasks.seal")
+def seal() -> None:
+    """Seal the days that are over and forget what is too old. It may take minutes, so no round waits for it."""
+    sealing.run(now())

@@ -24,6 +24,7 @@ app.conf.update(
     task_routes={
         # A test suite takes minutes; a collection round must not stand behind it.
         "monitoring.tasks.measure_quality": {"queue": "analysis"},
+        "monitoring.tasks.seal": {"queue": "analysis"},
         "monitoring.tasks.*": {"queue": "collect"},
         "analysis.tasks.*": {"queue": "analysis"},
         # Where `advance` goes depends on the step: see improvements.tasks.
@@ -47,6 +48,7 @@ def every(seconds: int, task: str) -> dict[str, object]:
 app.conf.beat_schedule = {
     "collect": every(settings.METRICS_COLLECTION_INTERVAL, "monitoring.tasks.collect"),
     "measure quality": every(600, "monitoring.tasks.measure_quality"),
+    "seal": every(600, "monitoring.tasks.seal"),
     "analyse": every(settings.ANALYSIS_INTERVAL, "analysis.tasks.analyse"),
     "tick": every(settings.TICK_SECONDS, "improvements.tasks.tick"),
     "suggest": every(settings.TICK_SECONDS, "improvements.tasks.suggest"),

@@ -3,6 +3,17 @@
 from monitoring.models.alerts import Alert, AlertQuerySet, AlertRule, AlertState, Comparison, Severity
 from monitoring.models.quality import QualityReport
 from monitoring.models.samples import Round, Sample, Series, Snapshot, labels_key
+from monitoring.models.samples import (
+    Rollup,
+    Round,
+    Sample,
+    SealedAxis,
+    SealedBlock,
+    SealedDay,
+    Series,
+    Snapshot,
+    labels_key,
+)
 from monitoring.models.scores import HealthScore, Status
 from monitoring.models.service import Service, ServiceQuerySet, Target, TargetQuerySet, clone_folder, is_url
 
@@ -14,8 +25,12 @@ __all__ = [
     "Comparison",
     "HealthScore",
     "QualityReport",
+    "Rollup",
     "Round",
     "Sample",
+    "SealedAxis",
+    "SealedBlock",
+    "SealedDay",
     "Series",
     "Service",
     "ServiceQuerySet",

@@ -21,6 +21,8 @@ ARITHMETIC = [
     "improvements/risk.py",
     "improvements/verdict.py",
     "monitoring/alerts.py",
+    "monitoring/blocks.py",
+    "monitoring/copybinary.py",
     "monitoring/derive.py",
     "monitoring/health.py",
     "monitoring/manifest.py",

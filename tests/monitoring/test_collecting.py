@@ -7,16 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
-from django.db import IntegrityError, connection, connections, transaction
+from django.db import IntegrityError, connection, connections
 
-from monitoring import reading, rounds, storing
+from monitoring import reading, rounds
 from monitoring.claiming import claim
 from monitoring.collecting import collect
 from monitoring.derive import Reading
 from monitoring.models import HealthScore, Round, Sample, Series, Snapshot, Target
 from monitoring.scraping import MemorySource
-from monitoring.storing import forget_old, store
-from tests.monitoring.factories import INTERVAL, T0, ServiceFactory, TargetFactory, exposition, samples
+from monitoring.storing import store
+from tests.monitoring.factories import INTERVAL, T0, ServiceFactory, TargetFactory, exposition
 
 pytestmark = pytest.mark.django_db
 
@@ -235,65 +235,6 @@ def test_of_racing_workers_exactly_one_wins() -> None:
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(race, range(6))) == 1
-
-
-def test_samples_older_than_two_weeks_go_once_an_hour() -> None:
-    service = ServiceFactory()
-    samples(service, "x", [1.0], until=T0 - timedelta(days=storing.KEEP_DAYS))
-    samples(service, "x", [2.0], until=T0)
-    assert forget_old(T0) == 1
-    assert Sample.objects.get().value == 2.0
-    samples(service, "x", [1.0], until=T0 - timedelta(days=storing.KEEP_DAYS + 1))
-    assert forget_old(T0 + INTERVAL) == 0
-    assert forget_old(T0 + timedelta(hours=1)) == 1
-
-
-def test_health_scores_older_than_a_month_go() -> None:
-    service = ServiceFactory()
-    for days in (storing.KEEP_SCORES_DAYS + 1, storing.KEEP_SCORES_DAYS - 1):
-        HealthScore.objects.create(service=service, at=T0 - timedelta(days=days), score=90.0, status="healthy")
-    forget_old(T0)
-    assert HealthScore.objects.get().at == T0 - timedelta(days=storing.KEEP_SCORES_DAYS - 1)
-
-
-def test_series_without_samples_and_targets_of_long_ago_go() -> None:
-    service = ServiceFactory()
-    samples(service, "x", [1.0], until=T0 - timedelta(days=storing.KEEP_DAYS), release="gone")
-    samples(service, "x", [2.0], until=T0, release="kept")
-    long_ago = T0 - timedelta(days=storing.KEEP_TARGETS_DAYS + 1)
-    kept = [
-        TargetFactory(service=service, release="down", last_scraped_at=long_ago),
-        TargetFactory(service=service, release="recent", last_scraped_at=T0, active=False),
-    ]
-    gone = TargetFactory(service=service, release="old", last_scraped_at=long_ago, active=False)
-    Snapshot.objects.create(target=gone, at=long_ago, body=b"")
-    TargetFactory(service=service, release="never", active=False)
-    forget_old(T0)
-    assert [series.labels["release"] for series in Series.objects.all()] == ["kept"]
-    assert set(Target.objects.all()) == set(kept)
-    assert not Snapshot.objects.exists()
-
-
-@pytest.mark.django_db(transaction=True)
-def test_forgetting_loses_no_sample_that_is_just_being_stored() -> None:
-    service = ServiceFactory()
-    labels = (("release", "back"),)
-    store([(service, Reading("x", labels, 1.0))], at=T0 - timedelta(days=storing.KEEP_DAYS + 1))
-
-    def forget() -> None:
-        try:
-            forget_old(T0)
-        finally:
-            connections.close_all()
-
-    with ThreadPoolExecutor(1) as pool:
-        with transaction.atomic():
-            store([(service, Reading("x", labels, 2.0))], at=T0)
-            forgetting = pool.submit(forget)
-            with pytest.raises(TimeoutError):
-                forgetting.result(0.5)
-        forgetting.result(10)
-    assert Sample.objects.get().value == 2.0
 
 
 def test_a_whole_round_scores_every_service() -> None:
