@@ -22,6 +22,7 @@ ARITHMETIC = [
     "improvements/verdict.py",
     "monitoring/alerts.py",
     "monitoring/derive.py",
+    "monitoring/dialects.py",
     "monitoring/health.py",
     "monitoring/manifest.py",
     "monitoring/prometheus.py",
