@@ -1,33 +1,45 @@
 """One collection round: scrape every target at once, derive signals, store them.
 
 A round is claimed by a row, so a doubled message does nothing. A target that fails keeps its earlier snapshot, so its
-next success covers the gap, and never keeps the others from being stored.
+next success covers the gap, and never keeps the others from being stored. A target that hangs costs its own timeout.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.db import transaction
+from pydantic import ValidationError
 
-from monitoring import derive, processes, prometheus
+from monitoring import derive, dialects, processes, prometheus
 from monitoring.claiming import claim
 from monitoring.derive import Reading
+from monitoring.manifest import Manifest
 from monitoring.models import Service, Snapshot, Target
+from monitoring.promql import Interval, PromQL
 from monitoring.scraping import MetricSource, ScrapeFailed, Scraper
 from monitoring.storing import store
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 16
+MOST_AT_ONCE = 200
+LONGEST_TIMEOUT_SECONDS = 10.0
+TIMEOUT_SHARE = 0.8  # of the interval, at most
+SPREAD_SHARE = 0.02  # of the interval: targets are not all asked in the same moment
+LATE_SHARE = 0.1  # of the interval: an answer that took longer came late
+SHORTEST_WINDOW_SECONDS = 60.0
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+# What is told of a service as a whole beside its releases; the rest of the processes' numbers is told by release.
+WHOLE = frozenset({"queries_per_request", "requests_in_flight", "open_fds", "max_fds", "threads"})
 
 
 @dataclass(frozen=True)
@@ -40,81 +52,204 @@ class Collected:
     samples: int
 
 
-def collect(at: datetime, *, source: MetricSource | None = None) -> Collected | None:
-    """Do the round of `at`. None when it is somebody else's. Uses HTTP unless a `source` is given."""
+@dataclass(frozen=True)
+class _Answer:
+    """What came of asking one target: its numbers or a reason, and how long that took."""
+
+    numbers: prometheus.Snapshot | Interval | None
+    seconds: float
+    reason: str = ""
+
+
+def collect(
+    at: datetime, *, source: MetricSource | None = None, spread_seconds: float | None = None
+) -> Collected | None:
+    """Do the round of `at`. None when it is somebody else's.
+
+    Uses HTTP unless a `source` is given, and then starts each target's request at its own moment within
+    `spread_seconds` (by default a fiftieth of the interval).
+    """
     interval = float(settings.METRICS_COLLECTION_INTERVAL)
     if not claim("collect", at=at, interval_seconds=interval):
         return None
     targets = list(Target.objects.active().select_related("service", "snapshot").order_by("pk"))
-    if source is not None:
-        answers = _ask(source, targets, at)
-    else:
-        with Scraper(timeout_seconds=min(10.0, max(1.0, 0.8 * interval))) as scraper:
-            answers = _ask(scraper, targets, at)
+    manifests = _manifests(targets)
+    answers = _ask(
+        targets, manifests, at, source, SPREAD_SHARE * interval if spread_seconds is None else spread_seconds
+    )
     local_ports = {port for target in targets if (port := _local_port(target)) is not None}
     used = processes.listening(local_ports)
 
-    # Several targets of one release are one series; all that serve together are the service.
-    traffic: dict[tuple[Service, str], list[derive.Traffic]] = defaultdict(list)
-    served: dict[Service, list[derive.Traffic]] = defaultdict(list)
-    answered: dict[tuple[Service, str], list[bool]] = defaultdict(list)
+    did: dict[int, derive.Traffic] = {}
     fresh: list[tuple[Target, prometheus.Snapshot]] = []
-    failed: dict[int, str] = {}
-    for target, answer in zip(targets, answers, strict=True):
-        group = (target.service, target.release)
-        answered[group].append(isinstance(answer, prometheus.Snapshot))
-        if not isinstance(answer, prometheus.Snapshot):
-            failed[target.pk] = answer
+    for target in targets:
+        numbers = answers[target.pk].numbers
+        manifest = manifests.get(target.service_id)
+        if numbers is None or manifest is None:
+            continue
+        dialect = manifest.metrics.spoken
+        if isinstance(numbers, Interval):
+            did[target.pk] = derive.compare(numbers.before, numbers.after, dialect=dialect)
             continue
         port = _local_port(target)
-        after = _with_processes(answer, used.get(port) if port is not None else None)
+        after = _with_processes(numbers, used.get(port) if port is not None else None)
         fresh.append((target, after))
-        did = derive.compare(
-            _before(target),
-            after,
-            dialect=derive.named(target.service.parsed.metrics.dialect),
-            longest_seconds=max(300.0, 5 * interval),
+        did[target.pk] = derive.compare(
+            _before(target), after, dialect=dialect, longest_seconds=max(300.0, 5 * interval)
         )
-        traffic[group].append(did)
-        if target.serving:
-            served[target.service].append(did)
+    host = _host_rows()
 
-    rows: list[tuple[Service, Reading]] = []
-    for (service, release), parts in traffic.items():
-        rows += [(service, reading) for reading in derive.readings(derive.merge(parts), release=release)]
-    for service in {service for service, release in traffic if release}:
-        rows += [
-            (service, reading)
-            for reading in derive.readings(derive.merge(served[service]))
-            if reading.signal == "queries_per_request" or dict(reading.labels).get("endpoint") == derive.ALL
-        ]
-    for (service, release), successes in answered.items():
-        labels = (("release", release),) if release else ()
-        rows.append((service, Reading("up", labels, sum(successes) / len(successes))))
-    rows += _host_rows()
+    def rows(without: Collection[int] = ()) -> list[tuple[Service, Reading]]:
+        kept = [target for target in targets if target.pk not in without]
+        return [*_rows(kept, manifests, answers, did, late_seconds=LATE_SHARE * interval), *host]
 
+    found = rows()
+    failed = {pk: answer.reason for pk, answer in answers.items() if answer.numbers is None}
     with transaction.atomic():
-        _remember(targets, fresh, failed, at)
-        stored = store(rows, at=at)
+        # Another round that took until now may have counted what this one has; its numbers are not counted again.
+        overtaken = _remember(targets, fresh, failed, at, {target.pk for target in targets if target.pk in did})
+        stored = store(rows(without=overtaken) if overtaken else found, at=at)
     for target in targets:
         if target.pk in failed and failed[target.pk] != target.last_error:
             log.warning("%s of %s was not measured: %s", target, target.service, failed[target.pk])
     return Collected(at, len(targets), failed, stored)
 
 
-def _ask(source: MetricSource, targets: Sequence[Target], at: datetime) -> list[prometheus.Snapshot | str]:
-    """The snapshot of each target, or why there is none. No thread touches the database."""
-
-    def ask(url: str) -> prometheus.Snapshot | str:
+def _manifests(targets: Iterable[Target]) -> dict[int, Manifest]:
+    """The manifest of each service, by its primary key; without those that can't be read."""
+    found: dict[int, Manifest] = {}
+    for service in {target.service for target in targets}:
         try:
-            return source.read(url, at=at.timestamp())
-        except ScrapeFailed as reason:
-            return str(reason)[:500]
+            found[service.pk] = service.parsed
+        except ValidationError:
+            log.warning("The manifest of %s was written by another version. Refresh the service.", service)
+    return found
 
+
+def _rows(
+    targets: Sequence[Target],
+    manifests: dict[int, Manifest],
+    answers: dict[int, _Answer],
+    did: dict[int, derive.Traffic],
+    *,
+    late_seconds: float,
+) -> list[tuple[Service, Reading]]:
+    """What is stored. Several targets of one release are one series; all that serve together are the service."""
+    groups: dict[tuple[Service, str], list[Target]] = defaultdict(list)
+    for target in targets:
+        groups[target.service, target.release].append(target)
+    rows: list[tuple[Service, Reading]] = []
+    for (service, release), members in groups.items():
+        asked = [answers[target.pk] for target in members]
+        labels = (("release", release),) if release else ()
+        rows.append((service, Reading("up", labels, sum(map(_up, asked)) / len(asked))))
+        if measured := [answer.seconds for answer in asked if answer.numbers is not None]:
+            rows.append((service, Reading("scrape_seconds", labels, max(measured))))
+        late = any(answer.seconds > late_seconds for answer in asked)
+        rows.append((service, Reading("scrape_late", labels, float(late))))
+        if parts := [did[target.pk] for target in members if target.pk in did]:
+            satisfying_ms = manifests[service.pk].slo.latency_ms
+            found = derive.readings(derive.merge(parts), release=release, satisfying_ms=satisfying_ms)
+            rows += [(service, reading) for reading in found]
+    for service in {service for service, release in groups if release}:
+        serving = [
+            did[target.pk]
+            for (owner, _), members in groups.items()
+            if owner == service
+            for target in members
+            if target.serving and target.pk in did
+        ]
+        if serving:
+            found = derive.readings(derive.merge(serving), satisfying_ms=manifests[service.pk].slo.latency_ms)
+            rows += [(service, reading) for reading in found if _is_of_the_whole(reading)]
+    return rows
+
+
+def _is_of_the_whole(reading: Reading) -> bool:
+    labels = dict(reading.labels)
+    if labels.get("endpoint") == derive.ALL:
+        return True
+    return reading.signal in WHOLE or "dependency" in labels
+
+
+def _up(answer: _Answer) -> float:
+    if isinstance(answer.numbers, Interval) and answer.numbers.up is not None:
+        return answer.numbers.up
+    return float(answer.numbers is not None)
+
+
+def _ask(
+    targets: Sequence[Target],
+    manifests: dict[int, Manifest],
+    at: datetime,
+    source: MetricSource | None,
+    spread_seconds: float,
+) -> dict[int, _Answer]:
+    """What each target answered, by its primary key. No thread touches the database."""
     if not targets:
-        return []
-    with ThreadPoolExecutor(max_workers=min(AT_ONCE, len(targets)), thread_name_prefix="scrape") as pool:
-        return list(pool.map(ask, [target.url for target in targets]))
+        return {}
+    interval = float(settings.METRICS_COLLECTION_INTERVAL)
+    longest = min(LONGEST_TIMEOUT_SECONDS, max(1.0, TIMEOUT_SHARE * interval))
+    salt = hashlib.sha256(b"series:" + settings.SECRET_KEY.encode()).digest()
+    began = time.monotonic()
+
+    def ask(target: Target, manifest: Manifest, read: MetricSource, scraper: Scraper | None) -> _Answer:
+        metrics = manifest.metrics
+        timeout_seconds = min(metrics.timeout_seconds or longest, max(1.0, TIMEOUT_SHARE * interval))
+        keep = dialects.allowlist(metrics.spoken, salt)
+        if scraper is not None:
+            time.sleep(spread_seconds * _moment(target.url))
+        asked = time.monotonic()
+        now = at.timestamp() + (asked - began if scraper is not None else 0.0)
+        try:
+            numbers: prometheus.Snapshot | Interval
+            if scraper is not None and metrics.promql and target.url.rstrip("/") == metrics.promql:
+                window = metrics.window_seconds or max(interval, SHORTEST_WINDOW_SECONDS)
+                api = PromQL(scraper.client, metrics.promql, metrics.selector, window, timeout_seconds)
+                numbers = api.read(at=now, dialect=metrics.spoken, keep=keep)
+            else:
+                numbers = read.read(target.url, at=now, timeout_seconds=timeout_seconds, keep=keep)
+        except ScrapeFailed as reason:
+            return _Answer(None, time.monotonic() - asked, str(reason)[:500])
+        return _Answer(numbers, time.monotonic() - asked)
+
+    if source is not None:
+        given = source
+        return _all(targets, manifests, lambda target, manifest: ask(target, manifest, given, None), longest)
+    with Scraper(timeout_seconds=longest) as scraper:
+        longest = max([longest, *(m.metrics.timeout_seconds or 0.0 for m in manifests.values())]) + spread_seconds
+        return _all(targets, manifests, lambda target, manifest: ask(target, manifest, scraper, scraper), longest)
+
+
+def _all(
+    targets: Sequence[Target],
+    manifests: dict[int, Manifest],
+    ask: Callable[[Target, Manifest], _Answer],
+    longest_seconds: float,
+) -> dict[int, _Answer]:
+    """Ask all at once. Who drips so that no timeout of the client's ends it is given up and left to itself."""
+    unreadable = _Answer(None, 0.0, "The manifest was written by another version. Refresh the service.")
+    answers = dict.fromkeys((target.pk for target in targets), unreadable)
+    pool = ThreadPoolExecutor(max_workers=min(MOST_AT_ONCE, len(targets)), thread_name_prefix="scrape")
+    try:
+        asked = {
+            target.pk: pool.submit(ask, target, manifests[target.service_id])
+            for target in targets
+            if target.service_id in manifests
+        }
+        turns = -(-len(targets) // MOST_AT_ONCE)
+        wait(asked.values(), timeout=turns * longest_seconds + 1.0)
+        for pk, future in asked.items():
+            given_up = _Answer(None, longest_seconds, f"It did not answer within {longest_seconds:g} s.")
+            answers[pk] = future.result() if future.done() else given_up
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return answers
+
+
+def _moment(url: str) -> float:
+    """Where in the spread a target has its turn, 0–1: the same in every round."""
+    return int.from_bytes(hashlib.blake2b(url.encode(), digest_size=4).digest()) / 2**32
 
 
 def _local_port(target: Target) -> int | None:
@@ -124,15 +259,18 @@ def _local_port(target: Target) -> int | None:
 
 def _with_processes(answer: prometheus.Snapshot, used: processes.ProcessUse | None) -> prometheus.Snapshot:
     """What the operating system says about all workers replaces what one worker says about itself."""
-    if used is None:
+    if used is None or dialects.HOST_CPU in answer.layout.places:
         return answer
-    return replace(
-        answer,
-        values={
-            **answer.values,
-            derive.CPU_SECONDS_BY_PROCESS: used.cpu_seconds,
-            derive.MEMORY_BYTES: {(): used.memory_bytes},
-        },
+    levels = {dialects.MEMORY_BYTES: used.memory_bytes, dialects.THREADS: used.threads}
+    if used.open_fds is not None:
+        levels[dialects.OPEN_FDS] = used.open_fds
+    if used.max_fds is not None:
+        levels[dialects.MAX_FDS] = used.max_fds
+    return answer.replacing(
+        {
+            dialects.CPU_SECONDS_BY_PROCESS: used.cpu_seconds,
+            **{metric: {(): float(level)} for metric, level in levels.items()},
+        }
     )
 
 
@@ -162,19 +300,34 @@ def _host_rows() -> list[tuple[Service, Reading]]:
 
 
 def _remember(
-    targets: Iterable[Target],
+    targets: Sequence[Target],
     fresh: Sequence[tuple[Target, prometheus.Snapshot]],
     failed: dict[int, str],
     at: datetime,
-) -> None:
+    measured: Collection[int],
+) -> set[int]:
+    """Keep what was read for the next round, and why something was not. Who was read by another round meanwhile."""
+    seen = {target.pk: getattr(getattr(target, "snapshot", None), "at", None) for target in targets}
+    rows = Target.objects.select_for_update(of=("self",)).filter(pk__in=seen).order_by("pk")
     # A target may have been removed while it was asked; its snapshot then has no owner.
-    alive = set(Target.objects.select_for_update().filter(pk__in=[t.pk for t in targets]).values_list("pk", flat=True))
+    alive = set(rows.values_list("pk", flat=True))
+    # Read after the rows are locked: a statement that waited for a lock would still see what was there before.
+    kept = dict(Snapshot.objects.filter(target__in=alive).values_list("target", "at"))
+    overtaken = {target.pk for target, _ in fresh if target.pk in alive and kept.get(target.pk) != seen[target.pk]}
     Snapshot.objects.bulk_create(
-        [Snapshot(target=t, at=at, body=prometheus.pack(snapshot)) for t, snapshot in fresh if t.pk in alive],
+        [
+            Snapshot(target=target, at=at, body=prometheus.pack(snapshot))
+            for target, snapshot in fresh
+            if target.pk in alive - overtaken
+        ],
         update_conflicts=True,
         unique_fields=["target"],
         update_fields=["at", "body"],
     )
-    Target.objects.filter(pk__in=[target.pk for target, _ in fresh]).update(last_scraped_at=at, last_error="")
+    Target.objects.filter(pk__in=set(measured) - overtaken).update(last_scraped_at=at, last_error="")
+    reasons: dict[str, list[int]] = defaultdict(list)
     for pk, reason in failed.items():
-        Target.objects.filter(pk=pk).update(last_error=reason)
+        reasons[reason].append(pk)
+    for reason, pks in reasons.items():
+        Target.objects.filter(pk__in=pks).update(last_error=reason)
+    return overtaken

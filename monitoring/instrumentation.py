@@ -7,7 +7,7 @@ from typing import Any
 from django.http import HttpRequest, HttpResponseBase
 from django_prometheus.middleware import PrometheusAfterMiddleware
 
-from monitoring.derive import METHODS
+from monitoring.dialects import METHODS
 
 
 class BoundedPrometheusMiddleware(PrometheusAfterMiddleware):  # type: ignore[misc]

@@ -8,12 +8,14 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from monitoring.derive import DIALECTS
+from monitoring.dialects import DIALECTS, Dialect, named
 
 FILE = "runerogue.toml"
 LARGEST_CHARACTERS = 100_000
@@ -74,12 +76,51 @@ def _is_a_known_dialect(name: str) -> str:
     return name
 
 
+def _is_a_metric_name(name: str) -> str:
+    if not re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", name):
+        raise PydanticCustomError(
+            "name",
+            "{given} is not the name of a metric or label",
+            {"given": repr(name), "fix": "write it as the service's metrics page shows it, without labels and _bucket"},
+        )
+    return name
+
+
+def _is_an_address(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        usable = usable and not (parts.username or parts.password or parts.query or parts.fragment)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise PydanticCustomError(
+            "address",
+            "this is not the address of a Prometheus API",
+            {"fix": 'write scheme and host, without a password or query, such as "http://prometheus:9090"'},
+        )
+    return url.rstrip("/")
+
+
+_MATCHER = r'[a-zA-Z_][a-zA-Z0-9_]*\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\n]|\\.)*"'
+
+
+def _is_a_selector(selector: str) -> str:
+    inside = selector.removeprefix("{").removesuffix("}").strip().rstrip(",")
+    if not re.fullmatch(rf"(?:{_MATCHER}\s*(?:,\s*{_MATCHER}\s*)*)?", inside):
+        raise PydanticCustomError(
+            "selector", "this does not select series", {"fix": """write it as in PromQL, such as '{job="realm"}'"""}
+        )
+    return inside
+
+
 Command = Annotated[
     str, StringConstraints(min_length=1, max_length=2000, strip_whitespace=True), AfterValidator(_no_control_characters)
 ]
 RunCommand = Annotated[Command, AfterValidator(_takes_a_port)]
 UrlPath = Annotated[str, StringConstraints(max_length=500), AfterValidator(_is_a_url_path)]
 Pattern = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_is_a_repository_pattern)]
+MetricName = Annotated[str, StringConstraints(max_length=200), AfterValidator(_is_a_metric_name)]
 ServiceName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
 EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,99}$")]
 
@@ -110,11 +151,69 @@ class Benchmark(_Table):
     higher_is_better: tuple[str, ...] = ()
 
 
+class Mapped(_Table):
+    """Names that no dialect knows, as the service's metrics page shows them. What is left out is as in the dialect."""
+
+    latency: MetricName | None = None  # a histogram or summary, without _bucket
+    unit: Literal["seconds", "milliseconds", "microseconds"] = "seconds"  # of the latency
+    endpoint: MetricName | None = None  # labels
+    method: MetricName | None = None
+    status: MetricName | None = None
+    responses: MetricName | None = None  # a counter with the labels above
+    queries: MetricName | None = None  # a counter
+    requests_in_flight: MetricName | None = None  # gauges
+    memory_bytes: MetricName | None = None
+    open_fds: MetricName | None = None
+    max_fds: MetricName | None = None
+    threads: MetricName | None = None
+
+
+UNIT_SECONDS = {"seconds": 1.0, "milliseconds": 1e-3, "microseconds": 1e-6}
+
+
 class Metrics(_Table):
+    """Where the numbers are, and what they are called."""
+
     path: UrlPath = "/metrics"
     dialect: Annotated[str, AfterValidator(_is_a_known_dialect)] | None = (
         None  # None: found from the names of the metrics
     )
+    timeout_seconds: float | None = Field(default=None, gt=0, le=60)  # None: most of the interval, at most 10 s
+    map: Mapped = Mapped()
+    promql: Annotated[str, StringConstraints(max_length=500), AfterValidator(_is_an_address)] | None = None
+    selector: Annotated[str, StringConstraints(max_length=1000), AfterValidator(_is_a_selector)] = ""
+    window_seconds: float | None = Field(default=None, ge=10, le=3600)  # None: the interval, at least a minute
+
+    @property
+    def spoken(self) -> Dialect | None:
+        """The dialect that is named, with the names that are mapped; None when it is to be found."""
+        base = named(self.dialect)
+        if self.map == Mapped():
+            return base
+        base = base or Dialect(name="mapped", method=(), status=())
+        mapped = self.map
+        gauges = ("requests_in_flight", "memory_bytes", "open_fds", "max_fds", "threads")
+        given = [(signal, name) for signal in gauges if (name := getattr(mapped, signal))]
+        return replace(
+            base,
+            latency=mapped.latency or base.latency,
+            unit_seconds=UNIT_SECONDS[mapped.unit] if mapped.latency else base.unit_seconds,
+            endpoint=(mapped.endpoint,) if mapped.endpoint else base.endpoint,
+            method=(mapped.method,) if mapped.method else base.method,
+            status=(mapped.status,) if mapped.status else base.status,
+            responses=mapped.responses or base.responses,
+            queries=mapped.queries or base.queries,
+            gauges=tuple(given),
+        )
+
+
+class Objectives(_Table):
+    """What users are promised; the ratio is the share of requests that must be as quick as `latency_ms`."""
+
+    availability: float = Field(default=0.999, gt=0, lt=1)
+    latency_ms: float = Field(default=500, gt=0)
+    latency_ratio: float = Field(default=0.95, gt=0, lt=1)
+    period_days: int = Field(default=28, ge=1, le=90)
 
 
 class Tuning(_Table):
@@ -147,6 +246,7 @@ class Manifest(_Table):
     setup: Setup = Setup()
     benchmark: Benchmark = Benchmark()
     metrics: Metrics = Metrics()
+    slo: Objectives = Objectives()
     tuning: dict[EnvironmentName, Tuning] = {}
     protected: Protected = Protected()
     smoke: Smoke = Smoke()
@@ -162,6 +262,9 @@ EXAMPLES = {
     "run.health": 'health = "/up"',
     "test.command": 'command = "pytest -q --junitxml={report}"',
     "tuning.*.values": "values = [1, 2, 4, 8]",
+    "metrics.timeout_seconds": "timeout_seconds = 5",
+    "metrics.window_seconds": "window_seconds = 120",
+    "metrics.map.unit": 'unit = "milliseconds"',
 }
 
 
@@ -218,7 +321,7 @@ def _explained(detail: ErrorDetails, text: str, file: str) -> ManifestError:
         case "string_pattern_mismatch":
             problem = f"{dotted} = {detail['input']!r} is not a usable name"
             fix = "use small letters, digits and hyphens, starting with a letter, at most 40."
-        case "port" | "path" | "pattern" | "control" | "dialect":
+        case "port" | "path" | "pattern" | "control" | "dialect" | "name" | "address" | "selector":
             problem = f"{dotted}: {detail['msg'].replace('{{', '{').replace('}}', '}')}"
             fix = str(detail["ctx"]["fix"]) + "."
         case _:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,16 @@ from monitoring.prometheus import Labels
 
 @dataclass(frozen=True)
 class ProcessUse:
-    """What all processes that listen on one port use together. CPU seconds are per process, see derive."""
+    """What all processes that listen on one port use together. CPU seconds are per process, see derive.
+
+    `open_fds` and `max_fds` (how many files may be open) are None where the system does not tell.
+    """
 
     cpu_seconds: dict[Labels, float]
     memory_bytes: float
+    threads: int
+    open_fds: int | None
+    max_fds: int | None
 
 
 @dataclass(frozen=True)
@@ -64,20 +70,40 @@ def listening(ports: Collection[int]) -> dict[int, ProcessUse]:
         port = connection.laddr.port if connection.laddr else None
         if connection.status == psutil.CONN_LISTEN and connection.pid and port is not None and port in ports:
             owners[port].add(connection.pid)
+    used = {pid: _use(pid) for pid in set().union(*owners.values())}
     found = {}
     for port, pids in owners.items():
-        seconds: dict[Labels, float] = {}
-        memory = 0.0
-        for pid in pids:
-            try:
-                process = psutil.Process(pid)
-                with process.oneshot():
-                    times = process.cpu_times()
-                    memory += process.memory_info().rss
-                    key = (("created", f"{process.create_time():.2f}"), ("pid", str(pid)))
-            except psutil.Error:
-                continue  # it ended meanwhile
-            seconds[key] = times.user + times.system
-        if seconds:
-            found[port] = ProcessUse(seconds, memory)
+        parts = [part for pid in sorted(pids) if (part := used[pid])]
+        if parts:
+            found[port] = ProcessUse(
+                cpu_seconds={labels: seconds for part in parts for labels, seconds in part.cpu_seconds.items()},
+                memory_bytes=sum(part.memory_bytes for part in parts),
+                threads=sum(part.threads for part in parts),
+                open_fds=_sum(part.open_fds for part in parts),
+                max_fds=_sum(part.max_fds for part in parts),
+            )
     return found
+
+
+def _use(pid: int) -> ProcessUse | None:
+    """What one process uses; None when it ended meanwhile."""
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            times = process.cpu_times()
+            labels = (("created", f"{process.create_time():.2f}"), ("pid", str(pid)))
+            memory, threads = float(process.memory_info().rss), process.num_threads()
+            try:
+                open_fds = process.num_fds() if psutil.POSIX else None
+                limit = process.rlimit(psutil.RLIMIT_NOFILE)[0] if psutil.LINUX else -1
+            except psutil.AccessDenied:  # a process of another user
+                open_fds, limit = None, -1
+    except psutil.Error:
+        return None
+    max_fds = limit if 0 <= limit < 2**63 - 1 else None  # beyond is no limit
+    return ProcessUse({labels: times.user + times.system}, memory, threads, open_fds, max_fds)
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)

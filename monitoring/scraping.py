@@ -6,14 +6,15 @@ import functools
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 import httpx
 
-from monitoring import derive
-from monitoring.prometheus import LARGEST_BYTES, NotPrometheus, Snapshot, parse
+from monitoring import dialects
+from monitoring.prometheus import LARGEST_BYTES, Clock, Keep, NotPrometheus, Snapshot, parse
 
 # Reading the machine's certificates takes longer than a whole round; they are read once.
 _certificates = functools.cache(ssl.create_default_context)
@@ -26,9 +27,76 @@ class ScrapeFailed(Exception):
 class MetricSource(Protocol):
     """Gives the raw numbers of an address. Safe to call from several threads at once."""
 
-    def read(self, url: str, *, at: float) -> Snapshot:
-        """The snapshot of `url`, dated `at` (unix seconds). Raises ScrapeFailed."""
+    def read(self, url: str, *, at: float, timeout_seconds: float | None = None, keep: Keep | None = None) -> Snapshot:
+        """What `url` shows, of which `keep` says what is kept. Raises ScrapeFailed.
+
+        It is asked at `at` (unix seconds); the snapshot has the time of the answer.
+        """
         ...
+
+
+def open_client(timeout_seconds: float) -> httpx.Client:
+    """The client for all that is measured: no redirects, no proxy, no compression."""
+    return httpx.Client(
+        timeout=timeout_seconds,
+        follow_redirects=False,
+        trust_env=False,
+        verify=_certificates(),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+        headers={
+            # Compressed answers could grow beyond the limit inside the decoder, before they are counted.
+            "accept-encoding": "identity",
+            "accept": "text/plain;version=0.0.4, application/openmetrics-text;version=1.0.0;q=0.5",
+            "user-agent": "RuneRogue",
+        },
+    )
+
+
+@functools.cache
+def _boot() -> str:
+    """What tells one run of this machine from another; empty where there is nothing that does."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def clock() -> Clock | None:
+    """The time by a clock that nobody sets: it is the same for all processes of a machine until it boots again."""
+    return Clock(_boot(), time.monotonic()) if _boot() else None
+
+
+def fetch(
+    client: httpx.Client, url: str, *, timeout_seconds: float, params: Mapping[str, str] | None = None
+) -> tuple[httpx.Response, bytes, float]:
+    """An answer (whatever its status), its body, and after how many seconds it began. Raises ScrapeFailed.
+
+    It is bounded in size and time, however slowly it drips.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise ScrapeFailed(f"{url} is not an http or https address.")
+    began = time.monotonic()
+    deadline = began + timeout_seconds
+    try:
+        with client.stream("GET", url, params=params, timeout=timeout_seconds) as response:
+            answered = time.monotonic() - began
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise ScrapeFailed("It answered compressed although plain text was asked for.")
+            body = bytearray()
+            for chunk in response.iter_raw():
+                body += chunk
+                if len(body) > LARGEST_BYTES:
+                    raise ScrapeFailed(f"The metrics are larger than {LARGEST_BYTES // 1024 // 1024} MB.")
+                # The client's timeout is per read; a body that drips must end too.
+                if time.monotonic() > deadline:
+                    raise ScrapeFailed(f"The metrics took longer than {timeout_seconds:g} s.")
+    except httpx.TimeoutException as error:
+        raise ScrapeFailed(f"It did not answer within {timeout_seconds:g} s.") from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ScrapeFailed(f"It can't be reached: {str(error)[:200] or type(error).__name__}.") from error
+    except RuntimeError as error:  # the client was closed because the round is over
+        raise ScrapeFailed(f"It did not answer within {timeout_seconds:g} s.") from error
+    return response, bytes(body), answered
 
 
 class Scraper:
@@ -36,18 +104,7 @@ class Scraper:
 
     def __init__(self, *, timeout_seconds: float = 5.0) -> None:
         self.timeout_seconds = timeout_seconds
-        self.client = httpx.Client(
-            timeout=timeout_seconds,
-            follow_redirects=False,
-            trust_env=False,
-            verify=_certificates(),
-            headers={
-                # Compressed answers could grow beyond the limit inside the decoder, before they are counted.
-                "accept-encoding": "identity",
-                "accept": "text/plain;version=0.0.4, application/openmetrics-text;version=1.0.0;q=0.5",
-                "user-agent": "RuneRogue",
-            },
-        )
+        self.client = open_client(timeout_seconds)
 
     def __enter__(self) -> Self:
         return self
@@ -57,36 +114,20 @@ class Scraper:
     ) -> None:
         self.client.close()
 
-    def read(self, url: str, *, at: float) -> Snapshot:
-        if not url.startswith(("http://", "https://")):
-            raise ScrapeFailed(f"{url} is not an http or https address.")
-        deadline = time.monotonic() + self.timeout_seconds
-        try:
-            with self.client.stream("GET", url) as response:
-                if response.status_code != 200:
-                    raise ScrapeFailed(f"It answered with status {response.status_code}.")
-                if response.headers.get("content-encoding", "identity") != "identity":
-                    raise ScrapeFailed("It answered compressed although plain text was asked for.")
-                body = bytearray()
-                for chunk in response.iter_raw():
-                    body += chunk
-                    if len(body) > LARGEST_BYTES:
-                        raise ScrapeFailed(f"The metrics are larger than {LARGEST_BYTES // 1024 // 1024} MB.")
-                    # The client's timeout is per read; a body that drips must end too.
-                    if time.monotonic() > deadline:
-                        raise ScrapeFailed(f"The metrics took longer than {self.timeout_seconds:g} s.")
-                kind = response.headers.get("content-type", "")
-        except httpx.TimeoutException as error:
-            raise ScrapeFailed(f"It did not answer within {self.timeout_seconds:g} s.") from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ScrapeFailed(f"It can't be reached: {str(error)[:200] or type(error).__name__}.") from error
-        return understand(body.decode(errors="replace"), at=at, openmetrics="openmetrics" in kind)
+    def read(self, url: str, *, at: float, timeout_seconds: float | None = None, keep: Keep | None = None) -> Snapshot:
+        asked = clock()
+        response, body, answered = fetch(self.client, url, timeout_seconds=timeout_seconds or self.timeout_seconds)
+        if response.status_code != 200:
+            raise ScrapeFailed(f"It answered with status {response.status_code}.")
+        openmetrics = "openmetrics" in response.headers.get("content-type", "")
+        snapshot = understand(body.decode(errors="replace"), at=at + answered, openmetrics=openmetrics, keep=keep)
+        return replace(snapshot, clock=asked and replace(asked, seconds=asked.seconds + answered))
 
 
-def understand(text: str, *, at: float, openmetrics: bool = False) -> Snapshot:
+def understand(text: str, *, at: float, openmetrics: bool = False, keep: Keep | None = None) -> Snapshot:
     """The part of an exposition that signals are made of. Raises ScrapeFailed."""
     try:
-        return parse(text, at=at, openmetrics=openmetrics, wanted=derive.wanted)
+        return parse(text, at=at, openmetrics=openmetrics, keep=keep or dialects.allowlist(None))
     except NotPrometheus as error:
         raise ScrapeFailed(str(error)) from error
 
@@ -97,7 +138,7 @@ class MemorySource:
 
     texts: Mapping[str, str] = field(default_factory=dict)
 
-    def read(self, url: str, *, at: float) -> Snapshot:
+    def read(self, url: str, *, at: float, timeout_seconds: float | None = None, keep: Keep | None = None) -> Snapshot:
         if url not in self.texts:
             raise ScrapeFailed("It can't be reached: nothing listens there.")
-        return understand(self.texts[url], at=at)
+        return understand(self.texts[url], at=at, keep=keep)

@@ -24,6 +24,7 @@ ARITHMETIC = [
     "monitoring/blocks.py",
     "monitoring/copybinary.py",
     "monitoring/derive.py",
+    "monitoring/dialects.py",
     "monitoring/health.py",
     "monitoring/manifest.py",
     "monitoring/prometheus.py",

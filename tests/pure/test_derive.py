@@ -8,11 +8,7 @@ import random
 import pytest
 
 from monitoring.derive import (
-    CPU_SECONDS,
-    DIALECTS,
-    MEMORY_BYTES,
     MOST_ROUTES,
-    STARTED_AT,
     Histogram,
     Reading,
     Route,
@@ -23,6 +19,7 @@ from monitoring.derive import (
     quantile,
     readings,
 )
+from monitoring.dialects import CPU_SECONDS, DIALECTS, MEMORY_BYTES, STARTED_AT
 from monitoring.prometheus import Labels, Snapshot
 
 DJANGO = DIALECTS[0]
@@ -54,7 +51,7 @@ class Server:
         self.count(DJANGO.responses, labels(status=status, **route))
 
     def scrape(self, at: float) -> Snapshot:
-        return Snapshot(at, {name: dict(series) for name, series in self.values.items()})
+        return Snapshot.of(at, self.values)
 
 
 def value(found: list[Reading], signal: str, **wanted: str) -> float | None:

@@ -8,8 +8,9 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from monitoring import prometheus
-from monitoring.derive import DIALECTS, compare, readings, wanted
-from monitoring.prometheus import NotPrometheus, Snapshot, pack, parse, unpack
+from monitoring.derive import compare, readings
+from monitoring.dialects import DIALECTS, allowlist
+from monitoring.prometheus import Clock, NotPrometheus, Snapshot, pack, parse, unpack
 
 TEXT = """# HELP http_total Requests.
 # TYPE http_total counter
@@ -32,7 +33,9 @@ def test_reads_names_labels_and_values() -> None:
 
 
 def test_keeps_only_what_is_wanted() -> None:
-    assert set(parse(TEXT, at=0.0, wanted=lambda name: name == "http_total").values) == {"http_total"}
+    assert set(parse(TEXT, at=0.0, keep=lambda name, labels: labels if name == "http_total" else None).values) == {
+        "http_total"
+    }
 
 
 def test_leaves_nan_out_and_keeps_infinity() -> None:
@@ -65,8 +68,9 @@ def test_reads_openmetrics_too() -> None:
 
 
 def test_packing_loses_nothing() -> None:
-    snapshot = Snapshot(1.5, {"a": {(("x", "é"),): 0.1, (): math.inf}, "b": {}})
-    assert unpack(pack(snapshot)) == snapshot
+    snapshot = Snapshot.of(1.5, {"a": {(("x", "é"),): 0.1, (): math.inf}}, Clock("b", 3.25))
+    again = unpack(pack(snapshot))
+    assert (again.at, again.values, again.clock) == (snapshot.at, snapshot.values, snapshot.clock)
 
 
 def test_understands_what_the_real_client_writes() -> None:
@@ -79,10 +83,10 @@ def test_understands_what_the_real_client_writes() -> None:
         responses.labels("200", "players", "GET").inc()
 
     serve(5.0)
-    before = parse(generate_latest(registry).decode(), at=0.0, wanted=wanted)
+    before = parse(generate_latest(registry).decode(), at=0.0, keep=allowlist(None))
     for _ in range(20):
         serve(0.02)
-    after = parse(generate_latest(registry).decode(), at=10.0, wanted=wanted)
+    after = parse(generate_latest(registry).decode(), at=10.0, keep=allowlist(None))
     found = {r.signal: r.value for r in readings(compare(before, after)) if ("endpoint", "players") in r.labels}
     assert found["requests_per_second"] == pytest.approx(2.0)
     assert 10.0 <= found["latency_p95_ms"] <= 25.0
