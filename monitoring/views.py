@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import math
 from collections.abc import Callable
@@ -9,12 +10,13 @@ from functools import wraps
 from typing import Any
 
 from django.conf import settings
+from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.utils.timezone import now
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 
-from monitoring import exporting, reporting
+from monitoring import exporting, heartbeats, reporting
 from monitoring.models import Service
 
 View = Callable[..., HttpResponseBase]
@@ -136,6 +138,7 @@ def trends(request: HttpRequest) -> HttpResponse:
 @for_watchers
 def alerts(request: HttpRequest) -> HttpResponse:
     """`?service=*` is all of them."""
+    heartbeats.watch_if_due(now())
     if request.GET.get("service") == "*":
         return JsonResponse(reporting.alerts(None))
     service = asked_service(request)
@@ -144,4 +147,7 @@ def alerts(request: HttpRequest) -> HttpResponse:
 
 @for_watchers
 def metrics(request: HttpRequest) -> HttpResponse:
+    # Whoever scrapes this keeps watch over the collector: nobody else is left when all background programs are gone.
+    with contextlib.suppress(DatabaseError):
+        heartbeats.watch_if_due(now())
     return HttpResponse(exporting.exposition(), content_type=exporting.CONTENT_TYPE)
