@@ -1,4 +1,4 @@
-"""What happens every interval, in order: collect, score, alert, forget."""
+"""What happens every interval, in order: collect, score, alert, look after the own programs, forget."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import time
 from datetime import datetime
 
-from monitoring import alerting, collecting, scoring, storing
+from monitoring import alerting, collecting, heartbeats, scoring, storing
 from monitoring.collecting import Collected
 from monitoring.scraping import MetricSource
 
@@ -20,9 +20,10 @@ def run(at: datetime, *, source: MetricSource | None = None) -> Collected | None
     if collected is None:
         return None
     scoring.score_all(at)
-    for alert in alerting.evaluate(at):
+    for alert in alerting.evaluate(at) + heartbeats.watch(at):
         log.warning("Alert %s: %s", alert, alert.message)
     storing.forget_old(at)
+    alerting.forget_old(at)
     log.info(
         "Collected %d samples from %d of %d targets in %.2f s",
         collected.samples,

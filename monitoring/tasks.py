@@ -3,8 +3,7 @@
 from celery import shared_task
 from django.utils.timezone import now
 
-from monitoring import quality, rounds
-from monitoring import rounds, sealing
+from monitoring import quality, rounds, sealing
 
 
 @shared_task(name="monitoring.tasks.collect")

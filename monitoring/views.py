@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import ipaddress
 import json
@@ -11,6 +12,7 @@ from functools import wraps
 from typing import Any
 
 from django.conf import settings
+from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.utils.timezone import now
 from django.views.decorators.cache import never_cache
@@ -20,7 +22,7 @@ from drf_spectacular.generators import SchemaGenerator
 from approvals import rest, tokens
 from approvals.describing import described
 from approvals.models import Scope
-from monitoring import exporting, reporting, shapes
+from monitoring import exporting, heartbeats, reporting, shapes
 from monitoring.models import Service
 
 View = Callable[..., HttpResponseBase]
@@ -155,6 +157,7 @@ def trends(request: HttpRequest) -> HttpResponse:
 @for_watchers
 def alerts(request: HttpRequest) -> HttpResponse:
     """`?service=*` is all of them."""
+    heartbeats.watch_if_due(now())
     if request.GET.get("service") == "*":
         return JsonResponse(reporting.alerts(None))
     service = asked_service(request)
@@ -164,6 +167,9 @@ def alerts(request: HttpRequest) -> HttpResponse:
 @described("RuneRogue's own metrics, as Prometheus text", None, problems=[403])
 @for_watchers
 def metrics(request: HttpRequest) -> HttpResponse:
+    # Whoever scrapes this keeps watch over the collector: nobody else is left when all background programs are gone.
+    with contextlib.suppress(DatabaseError):
+        heartbeats.watch_if_due(now())
     return HttpResponse(exporting.exposition(), content_type=exporting.CONTENT_TYPE)
 
 

@@ -6,9 +6,12 @@ costs a tick and nothing else. django-celery-beat lets an operator change the ti
 
 from __future__ import annotations
 
+import atexit
 import os
+from typing import Any
 
 from celery import Celery
+from celery.signals import beat_init, worker_ready, worker_shutdown
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "runerogue.settings")
 
@@ -56,3 +59,23 @@ app.conf.beat_schedule = {
     "expire approvals": every(60, "approvals.tasks.expire"),
 }
 app.autodiscover_tasks()
+
+
+@worker_ready.connect
+@beat_init.connect
+def give_signs_of_life(sender: Any = None, **kwargs: Any) -> None:
+    """Beside its work, each program says that it is there and looks after the others."""
+    from monitoring import heartbeats  # after Django is set up
+
+    heartbeats.start(heartbeats.role_of(getattr(sender, "hostname", None) or "beat"))
+
+
+@worker_shutdown.connect
+def take_leave(sender: Any = None, **kwargs: Any) -> None:
+    """A program that was stopped is not missed."""
+    from monitoring import heartbeats
+
+    heartbeats.stop()
+
+
+atexit.register(take_leave)

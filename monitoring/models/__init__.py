@@ -1,8 +1,8 @@
 """Rows of what is watched and what was measured."""
 
 from monitoring.models.alerts import Alert, AlertQuerySet, AlertRule, AlertState, Comparison, Severity
+from monitoring.models.heartbeats import Heartbeat
 from monitoring.models.quality import QualityReport
-from monitoring.models.samples import Round, Sample, Series, Snapshot, labels_key
 from monitoring.models.samples import (
     Rollup,
     Round,
@@ -24,6 +24,7 @@ __all__ = [
     "AlertState",
     "Comparison",
     "HealthScore",
+    "Heartbeat",
     "QualityReport",
     "Rollup",
     "Round",
