@@ -25,6 +25,8 @@ ARITHMETIC = [
     "monitoring/health.py",
     "monitoring/manifest.py",
     "monitoring/prometheus.py",
+    "monitoring/recurrence.py",
+    "monitoring/routing.py",
 ]
 ENTRY_POINTS = re.compile(r"(^|/)(admin|api|views|urls|tasks)(\.py$|/)|/management/")
 
