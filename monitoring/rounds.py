@@ -1,4 +1,4 @@
-"""What happens every interval, in order: collect, score, alert, forget."""
+"""What happens every interval, in order: collect, score, alert, tell, forget."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import time
 from datetime import datetime
 
-from monitoring import alerting, collecting, scoring, storing
+from monitoring import alerting, collecting, notifying, scoring, storing
 from monitoring.collecting import Collected
 from monitoring.scraping import MetricSource
 
@@ -22,6 +22,7 @@ def run(at: datetime, *, source: MetricSource | None = None) -> Collected | None
     scoring.score_all(at)
     for alert in alerting.evaluate(at):
         log.warning("Alert %s: %s", alert, alert.message)
+    notifying.decide(at)
     storing.forget_old(at)
     log.info(
         "Collected %d samples from %d of %d targets in %.2f s",

@@ -44,6 +44,7 @@ def every(seconds: int, task: str) -> dict[str, object]:
 
 app.conf.beat_schedule = {
     "collect": every(settings.METRICS_COLLECTION_INTERVAL, "monitoring.tasks.collect"),
+    "notify": every(settings.NOTIFY_SECONDS, "monitoring.tasks.notify"),
     "analyse": every(settings.ANALYSIS_INTERVAL, "analysis.tasks.analyse"),
     "tick": every(settings.TICK_SECONDS, "improvements.tasks.tick"),
     "suggest": every(settings.TICK_SECONDS, "improvements.tasks.suggest"),

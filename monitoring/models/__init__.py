@@ -1,6 +1,16 @@
 """Rows of what is watched and what was measured."""
 
 from monitoring.models.alerts import Alert, AlertQuerySet, AlertRule, AlertState, Comparison, Severity
+from monitoring.models.notices import (
+    Contact,
+    EscalationStep,
+    MaintenanceWindow,
+    Mention,
+    Notice,
+    NoticeQuerySet,
+    Silence,
+    SilenceQuerySet,
+)
 from monitoring.models.samples import Round, Sample, Series, Snapshot, labels_key
 from monitoring.models.scores import HealthScore, Status
 from monitoring.models.service import Service, ServiceQuerySet, Target, TargetQuerySet, clone_folder, is_url
@@ -11,13 +21,21 @@ __all__ = [
     "AlertRule",
     "AlertState",
     "Comparison",
+    "Contact",
+    "EscalationStep",
     "HealthScore",
+    "MaintenanceWindow",
+    "Mention",
+    "Notice",
+    "NoticeQuerySet",
     "Round",
     "Sample",
     "Series",
     "Service",
     "ServiceQuerySet",
     "Severity",
+    "Silence",
+    "SilenceQuerySet",
     "Snapshot",
     "Status",
     "Target",
