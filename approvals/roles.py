@@ -11,6 +11,7 @@ from django.apps import AppConfig, apps
 from django.contrib.auth.management import create_permissions
 from django.contrib.auth.models import Group, Permission, User
 from django.db import connections, transaction
+from django.db.models import Q
 
 from approvals import audit
 from approvals.models.role import RoleGroup
@@ -24,10 +25,20 @@ GROUP_NAMES: Mapping[Role, str] = {
     Role.VIEWER: "Viewers",
 }
 # Least privilege: every group reads these apps, and who is called when something goes wrong may start and stop
-# improvements. Nothing else is granted; who may sign follows from the role, in the domain code.
+# improvements, answer alerts, and say who is told and what is kept quiet. Nothing else is granted; who may sign follows
+# from the role, in the domain code.
 READABLE_APPS = ("approvals", "monitoring", "analysis", "improvements")
 OPERATING_ROLES = (Role.LEAD, Role.ARCHITECTURE, Role.CTO, Role.ON_CALL)
-TO_OPERATE = {"content_type__app_label": "improvements", "codename": "change_improvement"}
+TO_OPERATE = (
+    ("improvements", "change_improvement"),
+    *(("monitoring", f"change_{model}") for model in ("alert", "notice")),
+    *(
+        ("monitoring", f"{verb}_{model}")
+        for model in ("contact", "escalationstep", "silence", "maintenancewindow")
+        for verb in ("add", "change")
+    ),
+    ("monitoring", "delete_escalationstep"),
+)
 
 
 def people(ids: Iterable[int], *, lock: bool = False) -> dict[int, PersonFacts]:
@@ -101,7 +112,10 @@ def prepare(sender: AppConfig, using: str, **kwargs: object) -> None:
             content_type__app_label__in=[config.label for config in readable], codename__startswith="view_"
         )
     )
-    operate = list(Permission.objects.filter(**TO_OPERATE))
+    wanted = Q()
+    for app, codename in TO_OPERATE:
+        wanted |= Q(content_type__app_label=app, codename=codename)
+    operate = list(Permission.objects.filter(wanted))
     for role, group in ensure_groups().items():
         group.permissions.add(*view, *(operate if role in OPERATING_ROLES else ()))
 

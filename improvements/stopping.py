@@ -7,6 +7,7 @@ from django.db import transaction
 
 from improvements.approving import withdraw
 from improvements.models import LIVE, IllegalMove, Improvement, State
+from monitoring import notifying
 
 
 def stop(improvement: Improvement, *, actor: User | None, because: str) -> State:
@@ -34,4 +35,25 @@ def stop(improvement: Improvement, *, actor: User | None, because: str) -> State
 
 def retry_rollback(improvement: Improvement, *, actor: User, because: str) -> None:
     """Try a stuck rollback again, after a person removed what held it up."""
-    improvement.move_to(State.ROLLING_BACK, actor=actor, because=because)
+    with transaction.atomic():
+        notifying.call_off(
+            improvement.service, key=_page_key(improvement), because=f"{actor} tries it again: {because}"
+        )
+        improvement.move_to(State.ROLLING_BACK, actor=actor, because=because)
+
+
+def page_stuck(improvement: Improvement, *, because: str) -> None:
+    """Tell whoever is on call for the service. In the transaction of the move, and only rows are written."""
+    notifying.page(
+        improvement.service,
+        key=_page_key(improvement),
+        title=f"A rollback is stuck: {improvement.title}",
+        body=f"{because}\n\nRemove what holds it up, then try the rollback again on its page.",
+        url=improvement.get_absolute_url(),
+    )
+
+
+def _page_key(improvement: Improvement) -> str:
+    """One page for each time that it gets stuck."""
+    last = improvement.runs.order_by("-pk").values_list("pk", flat=True).first()
+    return f"improvement-{improvement.pk}-stuck-{last}"

@@ -20,7 +20,7 @@ from django.db import DatabaseError, close_old_connections, connection, transact
 from django.utils import timezone
 
 from approvals import audit
-from improvements import approving, rolling
+from improvements import approving, rolling, stopping
 from improvements.models import Improvement, LostRace, State, StepRun
 from improvements.outcome import Outcome, Waiting
 from improvements.pipeline import PIPELINE
@@ -142,6 +142,7 @@ def _leave(improvement: Improvement, target: State, *, because: str) -> None:
         approving.withdraw(improvement, because)
     if target is State.STUCK:
         log.critical("improvement %s is STUCK and needs a person: %s", improvement.pk, because)
+        stopping.page_stuck(improvement, because=because)
 
 
 def _record_crash(improvement: Improvement, run: StepRun, token: uuid.UUID) -> None:

@@ -237,15 +237,6 @@ class Quality(_Table):
     paths: tuple[Pattern, ...] = ()  # what counts as the service's code for lint and debt; empty: everything
 
 
-class Objectives(_Table):
-    """What users may expect: so much of the traffic without failure, and so much of it that quick."""
-
-    availability: float = Field(default=0.999, gt=0, lt=1)
-    latency_ms: float = Field(default=500.0, gt=0)
-    latency_ratio: float = Field(default=0.95, gt=0, lt=1)
-    period_days: int = Field(default=28, ge=1, le=366)
-
-
 class Manifest(_Table):
     """A whole `runerogue.toml`. Optional tables are there with their defaults, so readers need no None checks."""
 

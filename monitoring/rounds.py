@@ -1,4 +1,4 @@
-"""What happens every interval, in order: collect, score, alert, look after the own programs, forget."""
+"""What happens every interval, in order: collect, score, alert, look after the own programs, tell people, forget."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import time
 from datetime import datetime
 
-from monitoring import alerting, collecting, heartbeats, scoring, storing
+from monitoring import alerting, collecting, heartbeats, notifying, scoring, storing
 from monitoring.collecting import Collected
 from monitoring.scraping import MetricSource
 
@@ -22,6 +22,7 @@ def run(at: datetime, *, source: MetricSource | None = None) -> Collected | None
     scoring.score_all(at)
     for alert in alerting.evaluate(at) + heartbeats.watch(at):
         log.warning("Alert %s: %s", alert, alert.message)
+    notifying.decide(at)
     storing.forget_old(at)
     alerting.forget_old(at)
     log.info(

@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils.timezone import now
 
-from monitoring import quality, rounds, sealing
+from monitoring import notifying, quality, rounds, sealing
 
 
 @shared_task(name="monitoring.tasks.collect")
@@ -20,3 +20,7 @@ def measure_quality() -> None:
 def seal() -> None:
     """Seal the days that are over and forget what is too old. It may take minutes, so no round waits for it."""
     sealing.run(now())
+@shared_task(name="monitoring.tasks.notify")
+def notify() -> None:
+    """Decide who is told of what, and send what waits. Several at once share the messages."""
+    notifying.tell(now())

@@ -52,6 +52,7 @@ app.conf.beat_schedule = {
     "collect": every(settings.METRICS_COLLECTION_INTERVAL, "monitoring.tasks.collect"),
     "measure quality": every(600, "monitoring.tasks.measure_quality"),
     "seal": every(600, "monitoring.tasks.seal"),
+    "notify": every(settings.NOTIFY_SECONDS, "monitoring.tasks.notify"),
     "analyse": every(settings.ANALYSIS_INTERVAL, "analysis.tasks.analyse"),
     "tick": every(settings.TICK_SECONDS, "improvements.tasks.tick"),
     "suggest": every(settings.TICK_SECONDS, "improvements.tasks.suggest"),

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import django_stubs_ext
 import environ
@@ -87,6 +88,22 @@ def as_database(text: str) -> dict[str, object]:
     return {**parsed, "ENGINE": "django_prometheus.db.backends.postgresql"}
 
 
+def as_email(text: str) -> dict[str, object]:
+    if text.partition("://")[0] not in ("smtp", "smtps", "smtp+tls", "smtp+ssl"):
+        raise ValueError("not SMTP")
+    parsed = dict(environ.Env.email_url_config(text))
+    if not parsed.get("EMAIL_HOST"):
+        raise ValueError("no host")
+    return parsed
+
+
+def as_origin(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(text)
+    return text.rstrip("/")
+
+
 # --- Where things live -------------------------------------------------------------------------------------------
 
 RUNEROGUE_HOME: Path = HOME.folder
@@ -142,6 +159,25 @@ MONITORING_ALLOWED_NETWORKS = read(
 )
 
 API_REQUESTS_PER_MINUTE = read("API_REQUESTS_PER_MINUTE", 600, whole(1, 1_000_000), "requests a minute, at least 1")
+# --- Telling people ----------------------------------------------------------------------------------------------
+
+NOTIFY_SECONDS = read("NOTIFY_SECONDS", 5, whole(1, 60), "seconds, 1 to 60")
+EMAIL = read(
+    "EMAIL_URL", dict[str, object](), as_email, "smtp+tls://user:password@mail.example.org:587, smtp+ssl:// or smtp://"
+)
+# Django's own names. Without a host nothing is sent: its default would try this machine.
+EMAIL_HOST = str(EMAIL.get("EMAIL_HOST") or "")
+EMAIL_USE_SSL = bool(EMAIL.get("EMAIL_USE_SSL"))
+EMAIL_USE_TLS = bool(EMAIL.get("EMAIL_USE_TLS"))
+EMAIL_PORT = int(str(EMAIL.get("EMAIL_PORT") or (465 if EMAIL_USE_SSL else 587 if EMAIL_USE_TLS else 25)))
+EMAIL_HOST_USER = str(EMAIL.get("EMAIL_HOST_USER") or "")
+EMAIL_HOST_PASSWORD = str(EMAIL.get("EMAIL_HOST_PASSWORD") or "")
+EMAIL_TIMEOUT = 20
+DEFAULT_FROM_EMAIL = read(
+    "DEFAULT_FROM_EMAIL", "RuneRogue <runerogue@localhost>", str, "RuneRogue <runerogue@example.org>"
+)
+SERVER_EMAIL = DEFAULT_FROM_EMAIL
+PUBLIC_URL = read("PUBLIC_URL", f"http://{RUNEROGUE_HOST}:{RUNEROGUE_PORT}", as_origin, "https://runerogue.example.org")
 
 DEPLOYER = read("DEPLOYER", "haproxy", str, "haproxy, or the name of an installed deployer")
 

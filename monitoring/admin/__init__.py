@@ -1,5 +1,8 @@
-"""What is watched, in the admin. Measurements and alert states are read here; only rules and switches are written."""
+"""What is watched, in the admin. Measurements and alert states are read here; rules, switches and contacts written."""
 
 from monitoring.admin import alerts, measurements, quality, service
 
 __all__ = ["alerts", "measurements", "quality", "service"]
+from monitoring.admin import notices
+
+__all__ = ["alerts", "measurements", "notices", "service"]

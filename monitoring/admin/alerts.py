@@ -6,8 +6,9 @@ from django.contrib import admin
 from django.http import HttpRequest
 
 from approvals.readonly import ReadOnly
-from monitoring.admin.pages import Audited, labels_in_words
-from monitoring.models import Alert, AlertRule
+from monitoring.admin.answering import Answered
+from monitoring.admin.pages import NONE, Audited, labels_in_words
+from monitoring.models import Alert, AlertRule, AlertState
 
 
 @admin.register(AlertRule)
@@ -31,18 +32,24 @@ class AlertRuleAdmin(Audited, admin.ModelAdmin[AlertRule]):
 
 
 @admin.register(Alert)
-class AlertAdmin(ReadOnly, admin.ModelAdmin[Alert]):
+class AlertAdmin(ReadOnly, Answered):
     nothing = "No alert. One opens as soon as a rule holds, and fires when it goes on."
-    list_display = ["name", "message", "service", "severity", "state", "opened_at", "resolved_at"]
+    list_display = ["name", "message", "service", "severity", "state", "handled", "opened_at", "resolved_at"]
     fields = [
         "name", "message", "service", "rule", "about", "severity", "state", "state_since", "opened_at", "fired_at",
         "resolved_at", "intervals", "seen_at",
     ]  # fmt: skip
     readonly_fields = ["about"]
     list_filter = ["state", "severity", "service"]
-    list_select_related = ["service"]
+    list_select_related = ["service", "owner"]
     date_hierarchy = "opened_at"
     show_full_result_count = False
+
+    @admin.display(description="who has it", ordering="acknowledged_at")
+    def handled(self, alert: Alert) -> str:
+        if alert.state == AlertState.RESOLVED:
+            return NONE
+        return str(alert.owner or ("kept quiet" if alert.suppressed_by else NONE))
 
     @admin.display(description="labels")
     def about(self, alert: Alert) -> str:

@@ -20,6 +20,7 @@ LISTS_OF_A_SERVICE = {
     "improvements_improvement": "improvements",
     "analysis_finding": "findings",
     "monitoring_alert": "alerts",
+    "monitoring_notice": "notices",
     "monitoring_healthscore": "health scores",
     "monitoring_series": "signals",
     "monitoring_qualityreport": "reports",

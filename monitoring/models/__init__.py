@@ -2,6 +2,16 @@
 
 from monitoring.models.alerts import Alert, AlertQuerySet, AlertRule, AlertState, Comparison, Severity
 from monitoring.models.heartbeats import Heartbeat
+from monitoring.models.notices import (
+    Contact,
+    EscalationStep,
+    MaintenanceWindow,
+    Mention,
+    Notice,
+    NoticeQuerySet,
+    Silence,
+    SilenceQuerySet,
+)
 from monitoring.models.quality import QualityReport
 from monitoring.models.samples import (
     Rollup,
@@ -23,8 +33,14 @@ __all__ = [
     "AlertRule",
     "AlertState",
     "Comparison",
+    "Contact",
+    "EscalationStep",
     "HealthScore",
     "Heartbeat",
+    "MaintenanceWindow",
+    "Mention",
+    "Notice",
+    "NoticeQuerySet",
     "QualityReport",
     "Rollup",
     "Round",
@@ -36,6 +52,8 @@ __all__ = [
     "Service",
     "ServiceQuerySet",
     "Severity",
+    "Silence",
+    "SilenceQuerySet",
     "Snapshot",
     "Status",
     "Target",

@@ -6,6 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import Q
@@ -179,6 +180,19 @@ class Alert(models.Model):
     value = models.FloatField(null=True)
     seen_at = models.DateTimeField(default=now, help_text="The last round that measured its series.")
     message = models.CharField(max_length=500)
+    # What people did about it (monitoring.answering), and what keeps it quiet (monitoring.notifying).
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="owned_alerts"
+    )
+    acknowledged_at = models.DateTimeField(null=True, blank=True)
+    acknowledged_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    acknowledgement = models.CharField(max_length=500, blank=True, default="")
+    suppressed_by = models.CharField(max_length=700, blank=True, default="", help_text="In words; empty: nothing.")
+    audible_since = models.DateTimeField(
+        null=True, blank=True, help_text="Since when it fires and nothing keeps it quiet; escalation counts from here."
+    )
 
     objects = AlertQuerySet.as_manager()
 

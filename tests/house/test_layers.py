@@ -28,6 +28,8 @@ ARITHMETIC = [
     "monitoring/health.py",
     "monitoring/manifest.py",
     "monitoring/prometheus.py",
+    "monitoring/recurrence.py",
+    "monitoring/routing.py",
 ]
 ENTRY_POINTS = re.compile(r"(^|/)(admin|api(_\w+)?|views(_\w+)?|urls|tasks)(\.py$|/)|/management/")
 

@@ -16,7 +16,7 @@ from improvements.models import Improvement, Release, Rollout, State, TrafficSli
 from improvements.outcome import Outcome, Verdict, Waiting
 from monitoring import storing
 from monitoring.derive import Reading
-from monitoring.models import Alert
+from monitoring.models import Alert, Contact, EscalationStep, Notice
 from tests.improvements.world import STEP_SECONDS, Shop
 
 pytestmark = pytest.mark.django_db
@@ -506,6 +506,28 @@ def test_tries_again_for_a_person_who_removed_the_obstacle(
     shop.deployer.site.status = 200
     stopping.retry_rollback(shop.improvement, actor=bob, because="the network is back")
     assert shop.tick() is State.ROLLED_BACK
+
+
+def test_pages_on_call_when_it_is_stuck_each_time_and_only_then(shop: Shop, bob: User) -> None:
+    for name, minutes in (("first", 0), ("second", 15)):
+        person = Contact.objects.create(name=name, address=f"{name}@example.org")
+        EscalationStep.objects.create(contact=person, after_minutes=minutes)
+    rolling_back(shop)
+    shop.deployer.site.status = 500
+    assert shop.tick() is State.ROLLING_BACK
+    assert not Notice.objects.exists()
+    shop.elapse(3600)
+    assert shop.tick() is State.STUCK
+    waiting = Notice.objects.waiting().order_by("pk")
+    assert [notice.contact.name for notice in waiting] == ["first", "second"]
+    assert waiting[0].message["url"].endswith(shop.improvement.get_absolute_url())
+    assert "A rollback is stuck" in waiting[0].title
+    stopping.retry_rollback(shop.improvement, actor=bob, because="the network is back")
+    assert {notice.last_error for notice in Notice.objects.all()} == {"bob tries it again: the network is back"}
+    assert shop.tick() is State.ROLLING_BACK
+    shop.elapse(3600)
+    assert shop.tick() is State.STUCK
+    assert (Notice.objects.waiting().count(), Notice.objects.count()) == (2, 4)
 
 
 def test_says_nothing_of_success_before_the_service_answers_through_the_proxy(shop: Shop) -> None:
