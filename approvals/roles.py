@@ -24,10 +24,10 @@ GROUP_NAMES: Mapping[Role, str] = {
     Role.VIEWER: "Viewers",
 }
 # Least privilege: every group reads these apps, and who is called when something goes wrong may start and stop
-# improvements. Nothing else is granted; who may sign follows from the role, in the domain code.
+# improvements and say what is normal. Nothing else is granted; who may sign follows from the role, in the domain code.
 READABLE_APPS = ("approvals", "monitoring", "analysis", "improvements")
 OPERATING_ROLES = (Role.LEAD, Role.ARCHITECTURE, Role.CTO, Role.ON_CALL)
-TO_OPERATE = {"content_type__app_label": "improvements", "codename": "change_improvement"}
+TO_OPERATE = (("improvements", "change_improvement"), ("monitoring", "add_baseline"))
 
 
 def people(ids: Iterable[int], *, lock: bool = False) -> dict[int, PersonFacts]:
@@ -101,7 +101,11 @@ def prepare(sender: AppConfig, using: str, **kwargs: object) -> None:
             content_type__app_label__in=[config.label for config in readable], codename__startswith="view_"
         )
     )
-    operate = list(Permission.objects.filter(**TO_OPERATE))
+    operate = [
+        permission
+        for app, codename in TO_OPERATE
+        for permission in Permission.objects.filter(content_type__app_label=app, codename=codename)
+    ]
     for role, group in ensure_groups().items():
         group.permissions.add(*view, *(operate if role in OPERATING_ROLES else ()))
 

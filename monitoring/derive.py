@@ -65,6 +65,7 @@ DIALECTS = (
                 "health-score",
                 "health-trends",
                 "monitoring-alerts",
+                "performance-baseline",
             }
         ),
     ),

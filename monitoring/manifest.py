@@ -129,6 +129,15 @@ class Smoke(_Table):
     paths: tuple[UrlPath, ...] = ()
 
 
+class Objectives(_Table):
+    """What the service promises its users."""
+
+    availability: float = Field(default=0.999, gt=0.0, lt=1.0)  # share of the requests that must not fail
+    latency_ms: float = Field(default=500.0, gt=0.0, allow_inf_nan=False)
+    latency_ratio: float = Field(default=0.95, gt=0.0, lt=1.0)  # share of the requests that must be that quick
+    period_days: int = Field(default=28, ge=1, le=366)
+
+
 class Manifest(_Table):
     """A whole `runerogue.toml`. Optional tables are there with their defaults, so readers need no None checks."""
 
@@ -141,6 +150,7 @@ class Manifest(_Table):
     tuning: dict[EnvironmentName, Tuning] = {}
     protected: Protected = Protected()
     smoke: Smoke = Smoke()
+    slo: Objectives = Objectives()
 
 
 EXAMPLES = {
@@ -152,6 +162,10 @@ EXAMPLES = {
     "run.health": 'health = "/up"',
     "test.command": 'command = "pytest -q --junitxml={report}"',
     "tuning.*.values": "values = [1, 2, 4, 8]",
+    "slo.availability": "availability = 0.999",
+    "slo.latency_ms": "latency_ms = 500",
+    "slo.latency_ratio": "latency_ratio = 0.95",
+    "slo.period_days": "period_days = 28",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -75,6 +75,35 @@ def latest(service: Service, signal: str, **labels: str) -> float | None:
         cursor.execute(LATEST, {"service": service.pk, "signal": signal, "labels": json.dumps(labels)})
         row = cursor.fetchone()
     return float(row[0]) if row else None
+
+
+@dataclass(frozen=True)
+class RoundValue:
+    """One sample of one round."""
+
+    service_id: int
+    signal: str
+    labels: dict[str, str]
+    labels_key: str
+    value: float
+    at: datetime
+
+
+def recent(since: datetime, until: datetime, signals: Collection[str]) -> list[RoundValue]:
+    """Every sample of these signals in [since, until), of all services."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT series.service_id, series.signal, series.labels_key, sample.value, sample.at
+            FROM monitoring_sample sample JOIN monitoring_series series ON series.id = sample.series_id
+            WHERE sample.at >= %s AND sample.at < %s AND series.signal = ANY(%s)
+            """,
+            [since, until, list(signals)],
+        )
+        return [
+            RoundValue(service, signal, json.loads(key), key, value, at)
+            for service, signal, key, value, at in cursor.fetchall()
+        ]
 
 
 def usual(

@@ -11,5 +11,6 @@ urlpatterns = [
     path("health/score", views.score, name="health-score"),
     path("health/trends", views.trends, name="health-trends"),
     path("monitoring/alerts", views.alerts, name="monitoring-alerts"),
+    path("performance/baseline", views.baseline, name="performance-baseline"),
     path("metrics", views.metrics, name="metrics"),
 ]

@@ -1,6 +1,7 @@
 """Rows of what is watched and what was measured."""
 
 from monitoring.models.alerts import Alert, AlertQuerySet, AlertRule, AlertState, Comparison, Severity
+from monitoring.models.baselines import Baseline, BaselineQuerySet, BaselineSeries
 from monitoring.models.samples import Round, Sample, Series, Snapshot, labels_key
 from monitoring.models.scores import HealthScore, Status
 from monitoring.models.service import Service, ServiceQuerySet, Target, TargetQuerySet, clone_folder, is_url
@@ -10,6 +11,9 @@ __all__ = [
     "AlertQuerySet",
     "AlertRule",
     "AlertState",
+    "Baseline",
+    "BaselineQuerySet",
+    "BaselineSeries",
     "Comparison",
     "HealthScore",
     "Round",

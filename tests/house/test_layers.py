@@ -21,6 +21,7 @@ ARITHMETIC = [
     "improvements/risk.py",
     "improvements/verdict.py",
     "monitoring/alerts.py",
+    "monitoring/baselines.py",
     "monitoring/derive.py",
     "monitoring/health.py",
     "monitoring/manifest.py",
