@@ -25,7 +25,7 @@ GROUP_NAMES: Mapping[Role, str] = {
     Role.VIEWER: "Viewers",
 }
 # Least privilege: every group reads these apps, and who is called when something goes wrong may start and stop
-# improvements, answer alerts, and say who is told and what is kept quiet. Nothing else is granted; who may sign follows
+# improvements, answer alerts, say who is told and what is kept quiet, and what is normal. Nothing else is granted; who may sign follows
 # from the role, in the domain code.
 READABLE_APPS = ("approvals", "monitoring", "analysis", "improvements")
 OPERATING_ROLES = (Role.LEAD, Role.ARCHITECTURE, Role.CTO, Role.ON_CALL)
@@ -38,6 +38,7 @@ TO_OPERATE = (
         for verb in ("add", "change")
     ),
     ("monitoring", "delete_escalationstep"),
+    ("monitoring", "add_baseline"),
 )
 
 

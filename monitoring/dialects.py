@@ -108,6 +108,7 @@ DIALECTS = (
                 "health-score",
                 "health-trends",
                 "monitoring-alerts",
+                "performance-baseline",
             ]
         ),
     ),

@@ -208,12 +208,12 @@ class Metrics(_Table):
 
 
 class Objectives(_Table):
-    """What users are promised; the ratio is the share of requests that must be as quick as `latency_ms`."""
+    """What the service promises its users."""
 
-    availability: float = Field(default=0.999, gt=0, lt=1)
-    latency_ms: float = Field(default=500, gt=0)
-    latency_ratio: float = Field(default=0.95, gt=0, lt=1)
-    period_days: int = Field(default=28, ge=1, le=90)
+    availability: float = Field(default=0.999, gt=0.0, lt=1.0)  # share of the requests that must not fail
+    latency_ms: float = Field(default=500.0, gt=0.0, allow_inf_nan=False)
+    latency_ratio: float = Field(default=0.95, gt=0.0, lt=1.0)  # share of the requests that must be that quick
+    period_days: int = Field(default=28, ge=1, le=366)
 
 
 class Tuning(_Table):
@@ -266,6 +266,10 @@ EXAMPLES = {
     "metrics.timeout_seconds": "timeout_seconds = 5",
     "metrics.window_seconds": "window_seconds = 120",
     "metrics.map.unit": 'unit = "milliseconds"',
+    "slo.availability": "availability = 0.999",
+    "slo.latency_ms": "latency_ms = 500",
+    "slo.latency_ratio": "latency_ratio = 0.95",
+    "slo.period_days": "period_days = 28",
 }
 
 

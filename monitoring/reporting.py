@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-import numpy as np
 import psycopg
 import redis
 from django.conf import settings
 from django.db import connection
 from django.utils.timezone import now
 
-from monitoring import health
-from monitoring.models import Alert, HealthScore, Service, Target
+from monitoring import baselining, health
+from monitoring.models import Alert, Baseline, HealthScore, Service, Target
 
-MOST_POINTS = 500
+MOST_POINTS = 300
 STALE_ROUNDS = 5
+RANGES = {"1h": 1.0, "24h": 24.0, "7d": 168.0, "28d": 672.0}  # hours
+# From the index alone: see HealthScore.
+BINNED = """
+    SELECT max(at), avg(score), min(score), max(score), count(score)
+    FROM monitoring_healthscore
+    WHERE service_id = %(service)s AND at > %(since)s AND at <= %(until)s
+    GROUP BY date_bin(%(step)s, at, %(since)s) ORDER BY 1
+"""
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ def score(service: Service) -> dict[str, Any]:
         "status": "unknown" if stale else newest.status,
         "trend": "unknown" if stale else newest.trend,
         "confidence": round(newest.confidence, 2),
-        "components": {name: component_row(part) for name, part in newest.components.items()},
+        "components": {name: component_row(part) for name, part in newest.parts.items()},
         "alerts": alerts,
         "last_updated": newest.at.isoformat(),
         "message": f"Nothing was collected since {newest.at:%Y-%m-%d %H:%M:%S} UTC." if stale else "",
@@ -111,11 +118,14 @@ def component_row(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def detailed(service: Service) -> dict[str, Any]:
-    """The score, the dependencies of RuneRogue, and every target of the service."""
+    """The score, RuneRogue's own dependencies, and the objectives, the baseline and every target of the service."""
     targets = Target.objects.active().filter(service=service).order_by("url")
+    newest = Baseline.objects.filter(service=service).select_related("made_by").order_by("-version").first()
     return {
         **score(service),
         "checks": {c.name: {"ok": c.ok, "milliseconds": c.milliseconds, "reason": c.reason} for c in readiness()},
+        "objectives": service.parsed.slo.model_dump(),
+        "baseline": version_row(newest) if newest else None,
         "targets": [
             {
                 "url": target.url,
@@ -128,27 +138,137 @@ def detailed(service: Service) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Bin:
+    """The scores of a short time as one point: its newest moment, and what they were. None where none was known."""
+
+    at: datetime
+    mean: float | None
+    minimum: float | None
+    maximum: float | None
+    count: int
+
+
+def binned(service: Service, *, hours: float, until: datetime) -> list[Bin]:
+    """The scores of the last `hours` as at most MOST_POINTS bins and one. A time without scores has no bin."""
+    span = timedelta(hours=hours)
+    parameters: dict[str, Any] = {
+        "service": service.pk,
+        "since": until - span,
+        "until": until,
+        "step": span / MOST_POINTS,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(BINNED, parameters)
+        return [Bin(*row) for row in cursor.fetchall()]
+
+
 def trends(service: Service, *, hours: float, until: datetime) -> dict[str, Any]:
-    """The scores of the last `hours`, thinned to at most MOST_POINTS, and where they go."""
-    since = until - timedelta(hours=hours)
-    rows = list(
-        HealthScore.objects.filter(service=service, at__gt=since, at__lte=until)
-        .order_by("at")
-        .values_list("at", "score", "status")
-    )
-    # The newest point is always one of those that are kept.
-    step = max(1, -(-len(rows) // MOST_POINTS))
-    points = rows[::-1][::step][::-1]
-    known = [(at.timestamp(), value) for at, value, _ in points if value is not None]
-    values = np.array([value for _, value in known], dtype=float)
+    """The scores of the last `hours` and where they go, and the trend of every range of RANGES.
+
+    Slopes are in points per hour with their 90 % interval. A point stands for all scores of its time.
+    """
+    asked = binned(service, hours=hours, until=until)
+    known = [one for one in asked if one.mean is not None]
+    total = sum(one.count for one in known)
+    own = trend_row(asked)
     return {
         "service": service.name,
         "hours": hours,
-        "trend": health.trend([at for at, _ in known], values),
-        "minimum": rounded(float(values.min())) if values.size else None,
-        "mean": rounded(float(values.mean())) if values.size else None,
-        "maximum": rounded(float(values.max())) if values.size else None,
-        "points": [{"at": at.isoformat(), "score": rounded(value), "status": status} for at, value, status in points],
+        **own,
+        "trends": {
+            name: own if span == hours else trend_row(binned(service, hours=span, until=until))
+            for name, span in RANGES.items()
+        },
+        "minimum": rounded(min((one.minimum for one in known if one.minimum is not None), default=None)),
+        "mean": rounded(sum(one.mean * one.count for one in known if one.mean is not None) / total) if total else None,
+        "maximum": rounded(max((one.maximum for one in known if one.maximum is not None), default=None)),
+        "points": [
+            {
+                "at": one.at.isoformat(),
+                "score": rounded(one.mean),
+                "minimum": rounded(one.minimum),
+                "status": health.status_of(one.mean),
+            }
+            for one in asked
+        ],
+    }
+
+
+def trend_row(bins: Sequence[Bin]) -> dict[str, Any]:
+    """The trend of these scores for JSON; None for what cannot be said."""
+    known = [(one.at.timestamp(), one.mean) for one in bins if one.mean is not None]
+    found = health.trend([at for at, _ in known], [score for _, score in known])
+
+    def short(value: float | None) -> float | None:
+        return None if value is None else float(f"{value:.4g}")
+
+    return {
+        "trend": found.direction,
+        "slope_per_hour": short(found.slope_per_hour),
+        "low": short(found.low),
+        "high": short(found.high),
+    }
+
+
+def baseline(service: Service, *, at: datetime, hours: float, whole: bool) -> dict[str, Any]:
+    """The current baseline, its quantiles, and the last `hours` against them; with `whole` not those of each route."""
+    versions = list(Baseline.objects.filter(service=service).select_related("made_by").order_by("-version")[:10])
+    told: dict[str, Any] = {
+        "service": service.name,
+        "version": None,
+        "message": "There is no baseline yet. One is set by itself after six hours in which all was well.",
+        "hours": hours,
+        "signals": [],
+        "versions": [version_row(version) for version in versions],
+    }
+    if not versions:
+        return told
+    newest = versions[0]
+    newest.service = service
+    found = baselining.lines(newest, at=at, hours=hours, whole=whole)
+    return (
+        told | version_row(newest) | {"message": summary(found, hours), "signals": [line_row(line) for line in found]}
+    )
+
+
+def summary(found: Sequence[baselining.Line], hours: float) -> str:
+    """What differs, in a sentence."""
+    names = {kind: sorted({in_words(one) for one in found if one.verdict == kind}) for kind in ("worse", "better")}
+    told = [f"{kind}: {', '.join(signals)}" for kind, signals in names.items() if signals]
+    if told:
+        text = "; ".join(told)
+        return f"Against the baseline, the last {hours:g} h are {text}."
+    compared = sum(one.verdict != "unknown" for one in found)
+    return f"The last {hours:g} h are as in the baseline." if compared else "Too little was measured to compare."
+
+
+def in_words(line: baselining.Line) -> str:
+    where = ", ".join(value for name, value in sorted(line.labels.items()) if value != "*")
+    return line.signal.replace("_", " ") + (f" of {where}" if where else "")
+
+
+def version_row(found: Baseline) -> dict[str, Any]:
+    return {
+        "version": found.version,
+        "made_at": found.made_at.isoformat(),
+        "made_by": found.author,
+        "reason": found.reason,
+        "since": found.since.isoformat(),
+        "until": found.until.isoformat(),
+        "series": found.series_count,
+    }
+
+
+def line_row(line: baselining.Line) -> dict[str, Any]:
+    quantiles, expected, compared = asdict(line.quantiles), asdict(line.expected), asdict(line.compared)
+    return {
+        "signal": line.signal,
+        "labels": line.labels,
+        "count": quantiles.pop("count"),
+        "quantiles": quantiles,
+        "expected_now": expected,
+        "comparison": {"verdict": line.verdict, **compared},
     }
 
 

@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils.timezone import now
 
-from monitoring import notifying, quality, rounds, sealing
+from monitoring import baselining, notifying, quality, rounds, sealing
 
 
 @shared_task(name="monitoring.tasks.collect")
@@ -24,3 +24,7 @@ def seal() -> None:
 def notify() -> None:
     """Decide who is told of what, and send what waits. Several at once share the messages."""
     notifying.tell(now())
+@shared_task(name="monitoring.tasks.set_baselines")
+def set_baselines() -> None:
+    """Set the baselines that are due by themselves."""
+    baselining.refresh(now())

@@ -11,6 +11,7 @@ urlpatterns = [
     path("health/score", views.score, name="health-score"),
     path("health/trends", views.trends, name="health-trends"),
     path("monitoring/alerts", views.alerts, name="monitoring-alerts"),
+    path("performance/baseline", views.baseline, name="performance-baseline"),
     path("metrics", views.metrics, name="metrics"),
     path("api/v1/openapi.json", views.openapi, name="api-openapi"),
     path("api/v1/services", api.Services.as_view(), name="api-services"),

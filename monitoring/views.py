@@ -8,12 +8,15 @@ import ipaddress
 import json
 import math
 from collections.abc import Callable
-from functools import wraps
+from datetime import timedelta
+from functools import partial, wraps
 from typing import Any
 
 from django.conf import settings
+from django.core.exceptions import RequestDataTooBig
 from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.middleware.csrf import CsrfViewMiddleware
 from django.utils.timezone import now
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
@@ -22,7 +25,7 @@ from drf_spectacular.generators import SchemaGenerator
 from approvals import rest, tokens
 from approvals.describing import described
 from approvals.models import Scope
-from monitoring import exporting, heartbeats, reporting, shapes
+from monitoring import baselining, exporting, heartbeats, reporting, shapes
 from monitoring.models import Service
 
 View = Callable[..., HttpResponseBase]
@@ -35,18 +38,19 @@ def problem(status: int, title: str, detail: str, **more: Any) -> JsonResponse:
     return JsonResponse(rest.problem(status, title, detail, **more), status=status, content_type=rest.PROBLEM)
 
 
-def reads_only(view: View) -> View:
-    """GET and HEAD; nothing is kept by caches on the way."""
+def reads_only(view: View, *, writes: bool = False) -> View:
+    """GET and HEAD, with `writes` POST too; nothing is kept by caches on the way."""
+    methods = ("GET", "HEAD", "POST") if writes else ("GET", "HEAD")
 
     @wraps(view)
     def inner(request: HttpRequest) -> HttpResponseBase:
-        if request.method not in ("GET", "HEAD"):
-            refused = problem(405, "Method not allowed", "This address answers GET and HEAD.")
-            refused["Allow"] = "GET, HEAD"
+        if request.method not in methods:
+            refused = problem(405, "Method not allowed", f"This address answers {' and '.join(methods)}.")
+            refused["Allow"] = ", ".join(methods)
             return refused
         return view(request)
 
-    # Nothing is written here, so a POST gets its plain refusal and not a page about cookies.
+    # A POST gets its plain refusal and not a page about cookies; one that writes is checked by `may_write`.
     return csrf_exempt(never_cache(inner))
 
 
@@ -67,7 +71,7 @@ def is_near(request: HttpRequest) -> bool:
     return any(address in network for network in settings.MONITORING_ALLOWED_NETWORKS)
 
 
-def for_watchers(view: View) -> View:
+def for_watchers(view: View, *, writes: bool = False) -> View:
     """For people who are signed in, tokens with the scope `read`, and the networks that may watch."""
 
     @wraps(view)
@@ -81,12 +85,34 @@ def for_watchers(view: View) -> View:
             "Sign in, send a token with the scope read, or ask from a network that MONITORING_ALLOWED_NETWORKS names.",
         )
 
-    return reads_only(inner)
+    return reads_only(inner, writes=writes)
 
 
-def asked_service(request: HttpRequest) -> Service | JsonResponse:
-    """The service of `?service=`, RuneRogue itself without one, or the problem to answer with."""
-    name = request.GET.get("service", "")
+class _CsrfCheck(CsrfViewMiddleware):
+    def _reject(self, request: HttpRequest, reason: str) -> Any:
+        return reason  # Django's own answer is a page
+
+
+def may_write(request: HttpRequest, permission: str) -> JsonResponse | None:
+    """The problem to answer with unless a signed-in person with `permission` meant to send this.
+
+    The network is not enough to write, and a session is not without its token: a page elsewhere could have sent it.
+    """
+    if not request.user.is_authenticated:
+        return problem(403, "Not allowed", "Sign in first: what is written here is recorded with a name.")
+    check = _CsrfCheck(HttpResponse)
+    check.process_request(request)
+    reason = check.process_view(request, HttpResponse, (), {})
+    if reason is not None:
+        return problem(403, "Not allowed", f"{reason} Send the token of the cookie csrftoken as X-CSRFToken.")
+    if not request.user.has_perm(permission):
+        return problem(403, "Not allowed", f"{request.user} has no right to do this ({permission}).")
+    return None
+
+
+def asked_service(request: HttpRequest, name: str | None = None) -> Service | JsonResponse:
+    """The service of that name or of `?service=`, RuneRogue itself without one, or the problem to answer with."""
+    name = request.GET.get("service", "") if name is None else name
     watched = Service.objects.active()
     found = watched.filter(name=name).first() if name else watched.filter(is_self=True).first()
     if found is not None:
@@ -131,6 +157,17 @@ def score(request: HttpRequest) -> HttpResponse:
     return service if isinstance(service, JsonResponse) else JsonResponse(reporting.score(service))
 
 
+def asked_hours(given: object, longest: float) -> float | JsonResponse:
+    """A number above 0 and up to `longest`, or the problem to answer with."""
+    try:
+        hours = float(given) if isinstance(given, str | int | float) and not isinstance(given, bool) else math.nan
+    except (ValueError, OverflowError):
+        hours = math.nan
+    if 0 < hours <= longest:
+        return hours
+    return problem(400, "Wrong hours", f"hours={str(given)[:50]!r} is not a number above 0 and up to {longest:g}.")
+
+
 @described(
     "How the health score went",
     shapes.Trends,
@@ -140,17 +177,67 @@ def score(request: HttpRequest) -> HttpResponse:
 @for_watchers
 def trends(request: HttpRequest) -> HttpResponse:
     """`?hours=` (24): a number above 0, at most 30 days."""
-    given = request.GET.get("hours", "24")
-    try:
-        hours = float(given)
-    except ValueError:
-        hours = math.nan
-    if not 0 < hours <= LONGEST_HOURS:
-        return problem(400, "Wrong hours", f"hours={given[:50]!r} is not a number above 0 and up to {LONGEST_HOURS}.")
+    hours = asked_hours(request.GET.get("hours", "24"), LONGEST_HOURS)
+    if isinstance(hours, JsonResponse):
+        return hours
     service = asked_service(request)
     if isinstance(service, JsonResponse):
         return service
     return JsonResponse(reporting.trends(service, hours=hours, until=now()))
+
+
+@partial(for_watchers, writes=True)
+def baseline(request: HttpRequest) -> HttpResponse:
+    """GET: the current baseline and how `?hours=` (1, at most 24) compare; `?routes=all` with those of single routes.
+
+    POST sets it anew: a JSON object with `reason`, and optionally `service` and `hours` (28 days, the most).
+    """
+    if request.method == "POST":
+        return _set_baseline(request)
+    hours = asked_hours(request.GET.get("hours", "1"), 24)
+    if isinstance(hours, JsonResponse):
+        return hours
+    service = asked_service(request)
+    if isinstance(service, JsonResponse):
+        return service
+    whole = request.GET.get("routes") != "all"
+    return JsonResponse(reporting.baseline(service, at=now(), hours=hours, whole=whole))
+
+
+def _set_baseline(request: HttpRequest) -> HttpResponse:
+    refused = may_write(request, "monitoring.add_baseline")
+    if refused:
+        return refused
+    try:
+        asked = json.loads(request.body)
+    except (ValueError, RecursionError, RequestDataTooBig):
+        asked = None
+    if not isinstance(asked, dict):
+        return problem(400, "Wrong body", 'Send a JSON object such as {"service": "realm", "reason": "…"}.')
+    unknown = sorted(asked.keys() - {"service", "reason", "hours"})
+    if unknown:
+        return problem(400, "Wrong body", f"{unknown[0][:50]!r} is not known; there are service, reason and hours.")
+    reason, name = asked.get("reason"), asked.get("service", "")
+    if not isinstance(reason, str) or not 1 <= len(reason.strip()) <= 500 or "\0" in reason:
+        return problem(400, "Wrong reason", "`reason` says why, in 1 to 500 characters.")
+    if not isinstance(name, str) or "\0" in name:
+        return problem(400, "Wrong service", "`service` is the name of a service.")
+    longest = baselining.LONGEST.total_seconds() / 3600.0
+    hours = asked_hours(asked.get("hours", longest), longest)
+    if isinstance(hours, JsonResponse):
+        return hours
+    service = asked_service(request, name)
+    if isinstance(service, JsonResponse):
+        return service
+    moment = now()
+    assert request.user.is_authenticated
+    try:
+        made = baselining.make(
+            service, since=moment - timedelta(hours=hours), until=moment, reason=reason.strip(), actor=request.user
+        )
+    except baselining.TooLittleData as error:
+        return problem(409, "Too little data", str(error))
+    return JsonResponse({"service": service.name, **reporting.version_row(made)}, status=201)
 
 
 @described("The alerts that fire", shapes.Alerts, parameters=[shapes.SERVICE_OR_ALL], problems=[403, 404])

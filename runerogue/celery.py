@@ -28,6 +28,8 @@ app.conf.update(
         # A test suite takes minutes; a collection round must not stand behind it.
         "monitoring.tasks.measure_quality": {"queue": "analysis"},
         "monitoring.tasks.seal": {"queue": "analysis"},
+        # Reads weeks of samples: nothing for the queue that must not wait.
+        "monitoring.tasks.set_baselines": {"queue": "analysis"},
         "monitoring.tasks.*": {"queue": "collect"},
         "analysis.tasks.*": {"queue": "analysis"},
         # Where `advance` goes depends on the step: see improvements.tasks.
@@ -53,6 +55,7 @@ app.conf.beat_schedule = {
     "measure quality": every(600, "monitoring.tasks.measure_quality"),
     "seal": every(600, "monitoring.tasks.seal"),
     "notify": every(settings.NOTIFY_SECONDS, "monitoring.tasks.notify"),
+    "set baselines": every(1800, "monitoring.tasks.set_baselines"),
     "analyse": every(settings.ANALYSIS_INTERVAL, "analysis.tasks.analyse"),
     "tick": every(settings.TICK_SECONDS, "improvements.tasks.tick"),
     "suggest": every(settings.TICK_SECONDS, "improvements.tasks.suggest"),

@@ -6,3 +6,6 @@ __all__ = ["alerts", "measurements", "quality", "service"]
 from monitoring.admin import notices
 
 __all__ = ["alerts", "measurements", "notices", "service"]
+from monitoring.admin import baselines
+
+__all__ = ["alerts", "baselines", "measurements", "service"]

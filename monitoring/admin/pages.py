@@ -42,6 +42,6 @@ def explained(found: HealthScore) -> SafeString:
         "<p><strong>{}</strong>: {}. {}</p>",
         (
             (name.capitalize(), score_in_words(part["score"], part["status"]), part["message"])
-            for name, part in found.components.items()
+            for name, part in found.parts.items()
         ),
     )

@@ -24,6 +24,7 @@ LISTS_OF_A_SERVICE = {
     "monitoring_healthscore": "health scores",
     "monitoring_series": "signals",
     "monitoring_qualityreport": "reports",
+    "monitoring_baseline": "baselines",
     "improvements_release": "releases",
 }
 

@@ -1,6 +1,7 @@
 """Rows of what is watched and what was measured."""
 
 from monitoring.models.alerts import Alert, AlertQuerySet, AlertRule, AlertState, Comparison, Severity
+from monitoring.models.baselines import Baseline, BaselineQuerySet, BaselineSeries
 from monitoring.models.heartbeats import Heartbeat
 from monitoring.models.notices import (
     Contact,
@@ -32,6 +33,9 @@ __all__ = [
     "AlertQuerySet",
     "AlertRule",
     "AlertState",
+    "Baseline",
+    "BaselineQuerySet",
+    "BaselineSeries",
     "Comparison",
     "Contact",
     "EscalationStep",

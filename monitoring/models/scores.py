@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 from django.db import models
 
+from monitoring.health import SCORECARD
 from monitoring.models.service import Service
 
 
@@ -29,7 +31,16 @@ class HealthScore(models.Model):
 
     class Meta:
         get_latest_by = "at"
-        constraints = [models.UniqueConstraint(fields=["service", "at"], name="one_health_score_per_round")]
+        constraints = [
+            # The scores of weeks are read from the index alone: the rows are thirty times as large.
+            models.UniqueConstraint(fields=["service", "at"], include=["score"], name="one_health_score_per_round")
+        ]
 
     def __str__(self) -> str:
         return f"{self.service}: {self.status}" + ("" if self.score is None else f" ({self.score:.0f})")
+
+    @property
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """`components` in the order of the scorecard: PostgreSQL keeps an order of its own."""
+        known = [name for name in SCORECARD if name in self.components]
+        return {name: self.components[name] for name in (*known, *sorted(self.components.keys() - SCORECARD.keys()))}

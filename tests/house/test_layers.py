@@ -23,6 +23,7 @@ ARITHMETIC = [
     "monitoring/alerts.py",
     "monitoring/blocks.py",
     "monitoring/copybinary.py",
+    "monitoring/baselines.py",
     "monitoring/derive.py",
     "monitoring/dialects.py",
     "monitoring/health.py",

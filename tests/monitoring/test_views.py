@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Iterable
+from datetime import datetime, timedelta
 from ipaddress import ip_network
 from typing import Any
 
+import numpy as np
 import psycopg
 import pytest
 import redis
 from django.contrib.auth.models import User
 from django.db import connection
+from django.http import HttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils.timezone import now
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_django.fixtures import Settings
 
+from approvals.models import AuditEntry
 from monitoring import reporting
-from monitoring.models import Alert, AlertState, HealthScore, Service
-from tests.monitoring.factories import ServiceFactory, TargetFactory
+from monitoring.models import Alert, AlertState, Baseline, HealthScore, Service
+from tests.monitoring.factories import ServiceFactory, TargetFactory, samples
 
 pytestmark = pytest.mark.django_db
 
-WATCHED = ["/health/detailed", "/health/score", "/health/trends", "/monitoring/alerts", "/metrics"]
+READ_ONLY = ["/health/detailed", "/health/score", "/health/trends", "/monitoring/alerts", "/metrics"]
+WATCHED = [*READ_ONLY, "/performance/baseline"]
 OPEN = ["/health/live", "/health/ready"]
 COMPONENT = {"score": 91.26, "status": "healthy", "message": "All well.", "confidence": 1.0, "drivers": []}
 
@@ -99,7 +104,7 @@ def test_the_networks_are_settings(client: Client, own: Service, settings: Setti
     assert client.get("/health/score", REMOTE_ADDR="127.0.0.1").status_code == 403
 
 
-@pytest.mark.parametrize("path", [*WATCHED, *OPEN])
+@pytest.mark.parametrize("path", [*READ_ONLY, *OPEN])
 def test_nothing_is_written_or_cached_here(client: Client, own: Service, path: str) -> None:
     refused = Client(enforce_csrf_checks=True).post(path)
     assert (refused.status_code, refused.headers["Allow"]) == (405, "GET, HEAD")
@@ -191,21 +196,184 @@ def test_detailed_shows_checks_and_targets(client: Client, scored: Service) -> N
     body = client.get("/health/detailed").json()
     assert body["overall_score"] == 91.3
     assert body["checks"]["database"]["ok"] is True
+    assert body["objectives"] == {
+        "availability": 0.999,
+        "latency_ms": 500.0,
+        "latency_ratio": 0.95,
+        "period_days": 28,
+    }
+    assert body["baseline"] is None
     assert body["targets"][0]["error"] == "It answered with status 500."
 
 
-def test_trends_thin_out_and_keep_the_newest(client: Client, own: Service) -> None:
+def history(service: Service, scores: Iterable[float | None], *, minutes: float = 1.0) -> datetime:
+    """These scores, the last one now."""
     moment = now()
+    scores = list(scores)
     HealthScore.objects.bulk_create(
-        HealthScore(service=own, at=moment - timedelta(minutes=n), score=50 + n / 100, status="degraded")
-        for n in range(1300)
+        HealthScore(service=service, at=moment - timedelta(minutes=minutes * n), score=value, status="degraded")
+        for n, value in enumerate(reversed(scores))
     )
+    return moment
+
+
+def test_trends_thin_out_and_keep_the_newest_and_the_worst(client: Client, own: Service) -> None:
+    scores = [90.0 - n / 100 for n in range(1300)]
+    scores[700] = 3.0
+    moment = history(own, scores)
     body = client.get("/health/trends", {"hours": "24"}).json()
-    assert 400 < len(body["points"]) <= 500
+    assert 200 < len(body["points"]) <= 301
     assert body["points"][-1]["at"] == moment.isoformat()
     assert body["trend"] == "degrading"
-    assert body["minimum"] == 50.0
+    assert body["slope_per_hour"] == pytest.approx(-0.6, rel=0.05)
+    assert body["low"] <= body["slope_per_hour"] <= body["high"] < 0
+    assert body["minimum"] == min(point["minimum"] for point in body["points"]) == 3.0
+    assert body["maximum"] == 90.0
+    assert body["mean"] == pytest.approx(float(np.mean(scores)), abs=0.1)
     assert len(client.get("/health/trends", {"hours": "1"}).json()["points"]) <= 61
+
+
+def test_trends_of_all_ranges_come_at_once(client: Client, own: Service) -> None:
+    # Three weeks of falling, and a day of rising in the end.
+    falling = np.linspace(95, 60, 21 * 24 * 4)
+    history(own, [*falling, *np.linspace(60, 80, 24 * 4)], minutes=15)
+    body = client.get("/health/trends", {"hours": "2"}).json()
+    assert {name: found["trend"] for name, found in body["trends"].items()} == {
+        "1h": "unknown",
+        "24h": "improving",
+        "7d": "degrading",
+        "28d": "degrading",
+    }
+    assert body["trends"]["24h"]["slope_per_hour"] == pytest.approx(20 / 24, rel=0.1)
+    assert body["trends"]["1h"]["low"] is None
+
+
+def test_a_gap_is_a_gap_and_an_unknown_score_has_a_point(client: Client, own: Service) -> None:
+    # Ten minutes apart: two minutes of a day may be one point.
+    moment = history(own, [90.0, None], minutes=10)
+    HealthScore.objects.create(service=own, at=moment - timedelta(hours=10), score=50.0, status="degraded")
+    body = client.get("/health/trends").json()
+    assert [(point["score"], point["status"]) for point in body["points"]] == [
+        (50.0, "degraded"),
+        (90.0, "healthy"),
+        (None, "unknown"),
+    ]
+
+
+def test_the_score_costs_few_queries_however_long_the_history(client: Client, scored: Service) -> None:
+    def queries() -> int:
+        with CaptureQueriesContext(connection) as found:
+            client.get("/health/score")
+        return len(found)
+
+    before = queries()
+    history(scored, [90.0] * 500, minutes=0.5)
+    assert queries() == before <= 3
+
+
+# --- Baseline ----------------------------------------------------------------------------------------------------
+
+
+def measured(service: Service, *, median: float, count: int, until: datetime) -> None:
+    """`count` latencies around `median`, the last one just before `until`."""
+    dice = np.random.default_rng(1)
+    for labels in ({"endpoint": "*", "method": "*"}, {"endpoint": "players", "method": "GET"}):
+        samples(service, "latency_p95_ms", dice.lognormal(np.log(median), 0.1, count), until=until, **labels)
+
+
+def post(client: Client, body: object = None, **headers: str) -> HttpResponse:
+    body = {"reason": "After the move."} if body is None else body
+    return client.post("/performance/baseline", body, content_type="application/json", headers=headers)
+
+
+def test_without_a_baseline_it_says_so(client: Client, own: Service) -> None:
+    body = client.get("/performance/baseline").json()
+    assert (body["version"], body["signals"]) == (None, [])
+    assert "no baseline yet" in body["message"]
+
+
+def test_a_baseline_is_set_with_a_reason_and_told_with_what_is_now(client: Client, own: Service, bob: User) -> None:
+    measured(own, median=50, count=40, until=now() - timedelta(hours=1))
+    client.force_login(bob)
+    answer = post(client)
+    assert (answer.status_code, answer.json()["version"]) == (201, 1)
+    entry = AuditEntry.objects.get(action="baseline.set")
+    assert (entry.actor, entry.because) == ("bob", "After the move.")
+
+    measured(own, median=150, count=40, until=now())
+    body = client.get("/performance/baseline").json()
+    assert (body["version"], body["made_by"], body["reason"]) == (1, "bob", "After the move.")
+    (line,) = body["signals"]
+    assert (line["signal"], line["labels"]["endpoint"]) == ("latency_p95_ms", "*")
+    assert line["quantiles"]["p50"] == pytest.approx(50, rel=0.05)
+    assert line["expected_now"]["by"] == "overall"
+    assert (line["comparison"]["verdict"], line["comparison"]["direction"]) == ("worse", "higher")
+    assert line["comparison"]["shift"] == pytest.approx(100, rel=0.1)
+    assert "worse: latency p95 ms" in body["message"]
+    assert len(client.get("/performance/baseline", {"routes": "all"}).json()["signals"]) == 2
+
+    assert post(client, {"reason": "Again.", "hours": 1}).json()["version"] == 2
+    body = client.get("/performance/baseline").json()
+    assert [one["version"] for one in body["versions"]] == [2, 1]
+    assert body["signals"][0]["comparison"]["verdict"] == "same"
+    assert body["message"] == "The last 1 h are as in the baseline."
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        ("[]", 400, "Send a JSON object"),
+        ("{", 400, "Send a JSON object"),
+        ({}, 400, "`reason` says why"),
+        ({"reason": "  "}, 400, "`reason` says why"),
+        ({"reason": "x" * 501}, 400, "`reason` says why"),
+        ({"reason": "\0"}, 400, "`reason` says why"),
+        ({"reason": 3}, 400, "`reason` says why"),
+        ({"reason": "a", "hours": 0}, 400, "is not a number above 0"),
+        ({"reason": "a", "hours": True}, 400, "is not a number above 0"),
+        ({"reason": "a", "hours": 1e400}, 400, "is not a number above 0"),
+        ({"reason": "a", "hours": 10**400}, 400, "is not a number above 0"),
+        ({"reason": "a", "hours": 673}, 400, "up to 672"),
+        ({"reason": "a", "hors": 1}, 400, "'hors' is not known"),
+        ({"reason": "a", "service": "raelm"}, 404, "No service named"),
+        ({"reason": "a", "service": ["realm"]}, 400, "name of a service"),
+        ({"reason": "a"}, 409, "Wait for more rounds"),
+    ],
+)
+def test_a_wrong_baseline_is_a_problem(
+    client: Client, own: Service, bob: User, body: object, status: int, says: str
+) -> None:
+    client.force_login(bob)
+    answer = post(client, body)
+    assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/problem+json")
+    assert says in answer.json()["detail"]
+    assert not Baseline.objects.exists()
+
+
+def test_who_may_not_sets_no_baseline(client: Client, own: Service, alice: User, erin: User) -> None:
+    measured(own, median=50, count=40, until=now())
+    strangers = Client()
+    assert "Sign in first" in post(strangers).json()["detail"]
+    client.force_login(alice)
+    refused = post(client)
+    assert (refused.status_code, refused.headers["Content-Type"]) == (403, "application/problem+json")
+    assert "monitoring.add_baseline" in refused.json()["detail"]
+    strict = Client(enforce_csrf_checks=True)
+    strict.force_login(erin)
+    assert "X-CSRFToken" in post(strict).json()["detail"]
+    assert not Baseline.objects.exists()
+    strict.cookies["csrftoken"] = "a" * 32
+    assert post(strict, **{"X-CSRFToken": "a" * 32}).status_code == 201
+
+
+def test_a_baseline_is_not_deleted_here(client: Client, own: Service) -> None:
+    refused = client.delete("/performance/baseline")
+    assert (refused.status_code, refused.headers["Allow"]) == (405, "GET, HEAD, POST")
+
+
+@pytest.mark.parametrize("hours", ["0", "25", "x"])
+def test_wrong_hours_of_now_are_a_problem(client: Client, own: Service, hours: str) -> None:
+    assert client.get("/performance/baseline", {"hours": hours}).status_code == 400
 
 
 @pytest.mark.parametrize("hours", ["0", "-1", "nan", "inf", "many", "999999"])

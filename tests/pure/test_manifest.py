@@ -79,3 +79,15 @@ def test_the_line_is_right_behind_a_text_of_several_lines() -> None:
 def test_refuses_an_endless_file() -> None:
     with pytest.raises(ManifestError, match="keep it under"):
         parse("#" * 200_000)
+
+
+def test_objectives_have_defaults_and_bounds() -> None:
+    assert parse(GOOD).slo.model_dump() == {
+        "availability": 0.999,
+        "latency_ms": 500.0,
+        "latency_ratio": 0.95,
+        "period_days": 28,
+    }
+    assert parse(GOOD + "[slo]\navailability = 0.99\nlatency_ms = 200").slo.latency_ms == 200.0
+    with pytest.raises(ManifestError, match=r"line 13: slo.availability.*write something like availability = 0.999"):
+        parse(GOOD + "[slo]\navailability = 99.9")
