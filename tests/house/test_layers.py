@@ -24,9 +24,13 @@ ARITHMETIC = [
     "monitoring/derive.py",
     "monitoring/health.py",
     "monitoring/manifest.py",
+    "monitoring/otlp/decoding.py",
+    "monitoring/otlp/fingerprints.py",
+    "monitoring/otlp/folding.py",
+    "monitoring/otlp/naming.py",
     "monitoring/prometheus.py",
 ]
-ENTRY_POINTS = re.compile(r"(^|/)(admin|api|views|urls|tasks)(\.py$|/)|/management/")
+ENTRY_POINTS = re.compile(r"(^|/)(admin|api|views|views_otlp|urls|tasks)(\.py$|/)|/management/")
 
 
 def modules():
