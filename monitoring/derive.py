@@ -65,6 +65,7 @@ DIALECTS = (
                 "health-score",
                 "health-trends",
                 "monitoring-alerts",
+                "otlp-traces",
             }
         ),
     ),

@@ -129,6 +129,16 @@ class Smoke(_Table):
     paths: tuple[UrlPath, ...] = ()
 
 
+class Otlp(_Table):
+    """What its spans call it, beside its own name, and which endpoints of theirs the scrape knows by another name."""
+
+    names: tuple[Annotated[str, StringConstraints(min_length=1, max_length=200)], ...] = ()
+    endpoints: dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=200)],
+        Annotated[str, StringConstraints(min_length=1, max_length=200)],
+    ] = {}
+
+
 class Manifest(_Table):
     """A whole `runerogue.toml`. Optional tables are there with their defaults, so readers need no None checks."""
 
@@ -141,6 +151,7 @@ class Manifest(_Table):
     tuning: dict[EnvironmentName, Tuning] = {}
     protected: Protected = Protected()
     smoke: Smoke = Smoke()
+    otlp: Otlp = Otlp()
 
 
 EXAMPLES = {

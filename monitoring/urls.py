@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from monitoring import views
+from monitoring import views, views_otlp
 
 urlpatterns = [
     path("health/live", views.live, name="health-live"),
@@ -12,4 +12,5 @@ urlpatterns = [
     path("health/trends", views.trends, name="health-trends"),
     path("monitoring/alerts", views.alerts, name="monitoring-alerts"),
     path("metrics", views.metrics, name="metrics"),
+    path("v1/traces", views_otlp.traces, name="otlp-traces"),
 ]

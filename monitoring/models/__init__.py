@@ -1,6 +1,7 @@
 """Rows of what is watched and what was measured."""
 
 from monitoring.models.alerts import Alert, AlertQuerySet, AlertRule, AlertState, Comparison, Severity
+from monitoring.models.profiles import Profile, SpanIntake, Statement
 from monitoring.models.samples import Round, Sample, Series, Snapshot, labels_key
 from monitoring.models.scores import HealthScore, Status
 from monitoring.models.service import Service, ServiceQuerySet, Target, TargetQuerySet, clone_folder, is_url
@@ -12,6 +13,7 @@ __all__ = [
     "AlertState",
     "Comparison",
     "HealthScore",
+    "Profile",
     "Round",
     "Sample",
     "Series",
@@ -19,6 +21,8 @@ __all__ = [
     "ServiceQuerySet",
     "Severity",
     "Snapshot",
+    "SpanIntake",
+    "Statement",
     "Status",
     "Target",
     "TargetQuerySet",
