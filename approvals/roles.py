@@ -25,8 +25,8 @@ GROUP_NAMES: Mapping[Role, str] = {
     Role.VIEWER: "Viewers",
 }
 # Least privilege: every group reads these apps, and who is called when something goes wrong may start and stop
-# improvements, answer alerts, say who is told and what is kept quiet, and what is normal. Nothing else is granted; who may sign follows
-# from the role, in the domain code.
+# improvements, answer alerts, and say who is told, what is kept quiet and what is normal. Nothing else is granted; who
+# may sign follows from the role, in the domain code.
 READABLE_APPS = ("approvals", "monitoring", "analysis", "improvements")
 OPERATING_ROLES = (Role.LEAD, Role.ARCHITECTURE, Role.CTO, Role.ON_CALL)
 TO_OPERATE = (

@@ -109,6 +109,7 @@ DIALECTS = (
                 "health-trends",
                 "monitoring-alerts",
                 "performance-baseline",
+                "otlp-traces",
             ]
         ),
     ),

@@ -237,6 +237,16 @@ class Quality(_Table):
     paths: tuple[Pattern, ...] = ()  # what counts as the service's code for lint and debt; empty: everything
 
 
+class Otlp(_Table):
+    """What its spans call it, beside its own name, and which endpoints of theirs the scrape knows by another name."""
+
+    names: tuple[Annotated[str, StringConstraints(min_length=1, max_length=200)], ...] = ()
+    endpoints: dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=200)],
+        Annotated[str, StringConstraints(min_length=1, max_length=200)],
+    ] = {}
+
+
 class Manifest(_Table):
     """A whole `runerogue.toml`. Optional tables are there with their defaults, so readers need no None checks."""
 
@@ -252,6 +262,7 @@ class Manifest(_Table):
     smoke: Smoke = Smoke()
     quality: Quality = Quality()
     slo: Objectives = Objectives()
+    otlp: Otlp = Otlp()
 
 
 EXAMPLES = {

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from monitoring import api, api_builds, views
+from monitoring import api, api_builds, views, views_otlp
 
 urlpatterns = [
     path("health/live", views.live, name="health-live"),
@@ -20,4 +20,5 @@ urlpatterns = [
     path("api/v1/reports", api_builds.BuildReport.as_view(), name="api-reports"),
     path("api/v1/ci/gate", api_builds.BuildGate.as_view(), name="api-ci-gate"),
     path("api/v1/alerts", api.Alerts.as_view(), name="api-alerts"),
+    path("v1/traces", views_otlp.traces, name="otlp-traces"),
 ]

@@ -50,6 +50,7 @@ def bring_up_afresh() -> Service:
     environment = {
         "DATABASE_URL": _ensure_database(),
         "SECRET_KEY": secrets.token_urlsafe(40),
+        **_tracing(name),
     }
     _manage(folder, environment, "migrate", "--no-input")
     _manage(folder, environment, "seed")
@@ -149,6 +150,22 @@ def _make_repository(folder: Path) -> None:
     repository.git("init", "--quiet", "--initial-branch=main")
     repository.git("add", "--all")
     repository.git("commit", "--quiet", "--message", "Realm, as it was handed over.")
+
+
+def _tracing(name: str) -> dict[str, str]:
+    """Settings that have Realm send its spans here. Nothing where RuneRogue does not listen on this machine's loopback.
+
+    Its metrics are scraped, so they are not sent too. Tests and benchmarks send nothing, and so get no network.
+    """
+    if settings.RUNEROGUE_HOST not in ("127.0.0.1", "localhost", "0.0.0.0"):  # noqa: S104
+        return {}
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{settings.RUNEROGUE_PORT}",
+        "TESTING__OTEL_EXPORTER_OTLP_ENDPOINT": "",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "2",
+        "OTEL_METRICS_EXPORTER": "none",
+        "OTEL_SERVICE_NAME": name,
+    }
 
 
 def _ensure_database() -> str:

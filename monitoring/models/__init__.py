@@ -13,6 +13,7 @@ from monitoring.models.notices import (
     Silence,
     SilenceQuerySet,
 )
+from monitoring.models.profiles import Profile, SpanIntake, Statement
 from monitoring.models.quality import QualityReport
 from monitoring.models.samples import (
     Rollup,
@@ -45,6 +46,7 @@ __all__ = [
     "Mention",
     "Notice",
     "NoticeQuerySet",
+    "Profile",
     "QualityReport",
     "Rollup",
     "Round",
@@ -59,6 +61,8 @@ __all__ = [
     "Silence",
     "SilenceQuerySet",
     "Snapshot",
+    "SpanIntake",
+    "Statement",
     "Status",
     "Target",
     "TargetQuerySet",
