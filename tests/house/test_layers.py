@@ -24,6 +24,7 @@ ARITHMETIC = [
     "monitoring/derive.py",
     "monitoring/health.py",
     "monitoring/manifest.py",
+    "monitoring/privacy.py",
     "monitoring/prometheus.py",
 ]
 ENTRY_POINTS = re.compile(r"(^|/)(admin|api|views|urls|tasks)(\.py$|/)|/management/")
