@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,11 +10,9 @@ from typing import Protocol, Self
 
 import httpx
 
-from monitoring import derive
+from monitoring import derive, outbound
+from monitoring.addresses import Approved
 from monitoring.prometheus import LARGEST_BYTES, NotPrometheus, Snapshot, parse
-
-# Reading the machine's certificates takes longer than a whole round; they are read once.
-_certificates = functools.cache(ssl.create_default_context)
 
 
 class ScrapeFailed(Exception):
@@ -32,21 +28,14 @@ class MetricSource(Protocol):
 
 
 class Scraper:
-    """Reads Prometheus text over HTTP: bounded in time and size, following no redirects, using no proxy."""
+    """Reads Prometheus text over HTTP from approved hosts (by default the database's), bounded in time and size."""
 
-    def __init__(self, *, timeout_seconds: float = 5.0) -> None:
+    def __init__(self, *, timeout_seconds: float = 5.0, approved: Approved | None = None) -> None:
         self.timeout_seconds = timeout_seconds
-        self.client = httpx.Client(
-            timeout=timeout_seconds,
-            follow_redirects=False,
-            trust_env=False,
-            verify=_certificates(),
-            headers={
-                # Compressed answers could grow beyond the limit inside the decoder, before they are counted.
-                "accept-encoding": "identity",
-                "accept": "text/plain;version=0.0.4, application/openmetrics-text;version=1.0.0;q=0.5",
-                "user-agent": "RuneRogue",
-            },
+        self.client = outbound.open_client(
+            timeout_seconds=timeout_seconds,
+            approved=approved,
+            headers={"accept": "text/plain;version=0.0.4, application/openmetrics-text;version=1.0.0;q=0.5"},
         )
 
     def __enter__(self) -> Self:
@@ -65,8 +54,6 @@ class Scraper:
             with self.client.stream("GET", url) as response:
                 if response.status_code != 200:
                     raise ScrapeFailed(f"It answered with status {response.status_code}.")
-                if response.headers.get("content-encoding", "identity") != "identity":
-                    raise ScrapeFailed("It answered compressed although plain text was asked for.")
                 body = bytearray()
                 for chunk in response.iter_raw():
                     body += chunk
@@ -79,7 +66,8 @@ class Scraper:
         except httpx.TimeoutException as error:
             raise ScrapeFailed(f"It did not answer within {self.timeout_seconds:g} s.") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ScrapeFailed(f"It can't be reached: {str(error)[:200] or type(error).__name__}.") from error
+            words = str(error).rstrip(".")[:400] or type(error).__name__
+            raise ScrapeFailed(f"It can't be reached: {words}.") from error
         return understand(body.decode(errors="replace"), at=at, openmetrics="openmetrics" in kind)
 
 

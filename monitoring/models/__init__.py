@@ -1,16 +1,20 @@
 """Rows of what is watched and what was measured."""
 
 from monitoring.models.alerts import Alert, AlertQuerySet, AlertRule, AlertState, Comparison, Severity
+from monitoring.models.external import Access, ExternalService, ExternalServiceQuerySet
 from monitoring.models.samples import Round, Sample, Series, Snapshot, labels_key
 from monitoring.models.scores import HealthScore, Status
 from monitoring.models.service import Service, ServiceQuerySet, Target, TargetQuerySet, clone_folder, is_url
 
 __all__ = [
+    "Access",
     "Alert",
     "AlertQuerySet",
     "AlertRule",
     "AlertState",
     "Comparison",
+    "ExternalService",
+    "ExternalServiceQuerySet",
     "HealthScore",
     "Round",
     "Sample",
