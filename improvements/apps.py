@@ -6,6 +6,8 @@ class ImprovementsConfig(AppConfig):
 
     def ready(self) -> None:
         from approvals import subjects
-        from improvements import deciding
+        from improvements import deciding, exporting
+        from monitoring.exporting import register
 
         subjects.register("improvement", decided=deciding.wake, describe=deciding.describe)
+        register("rollouts", exporting.rollouts)

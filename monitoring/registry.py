@@ -14,7 +14,7 @@ from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
 
 from approvals import audit
-from monitoring import manifest
+from monitoring import hosts, manifest
 from monitoring.alerting import ensure_rules
 from monitoring.manifest import Manifest, ManifestError
 from monitoring.models import Service, Target, clone_folder, is_url
@@ -82,10 +82,29 @@ def ensure_self() -> Service:
 
 def own_metrics_url() -> str:
     """Where RuneRogue's own metrics are scraped; an address that means all interfaces is asked on loopback."""
-    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 (asked, not bound)
-    host = everywhere.get(settings.RUNEROGUE_HOST, settings.RUNEROGUE_HOST).strip("[]")
-    host = f"[{host}]" if ":" in host else host
-    return f"http://{host}:{settings.RUNEROGUE_PORT}/metrics"
+    host, port = hosts.own_address()
+    return f"http://[{host}]:{port}/metrics" if ":" in host else f"http://{host}:{port}/metrics"
+
+
+def watch(service: Service, url: str, *, actor: User | None = None) -> Target:
+    """Scrape a service that runs elsewhere, at `url`. Its host is asked for unless it is approved; until a person
+    approves it, rounds say so beside the target. Raises CannotRegister.
+    """
+    try:
+        reachable = hosts.may_be_reached(url)
+    except ValueError as error:
+        raise CannotRegister(f"{url[:200]} can't be scraped: {error}") from error
+    if urlsplit(url).username or urlsplit(url).password:
+        raise CannotRegister("The URL holds a password or token, which would be stored and shown.")
+    with transaction.atomic():
+        target, is_new = Target.objects.update_or_create(
+            service=service, release="", url=url, defaults={"active": True}
+        )
+        if is_new:
+            audit.record("service.watched", service, actor=actor, became={"url": url})
+        if not reachable:
+            hosts.request(url, purpose=f"metrics of {service.name}", actor=actor, because=f"{service.name} is scraped.")
+    return target
 
 
 def read_manifest(where: Repository, commit: str | None = None) -> Manifest:
@@ -288,4 +307,5 @@ __all__ = [
     "refresh",
     "register",
     "running_environment",
+    "watch",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,11 +12,9 @@ from typing import Protocol, Self
 
 import httpx
 
-from monitoring import dialects
+from monitoring import dialects, outbound
+from monitoring.addresses import Approved
 from monitoring.prometheus import LARGEST_BYTES, Clock, Keep, NotPrometheus, Snapshot, parse
-
-# Reading the machine's certificates takes longer than a whole round; they are read once.
-_certificates = functools.cache(ssl.create_default_context)
 
 
 class ScrapeFailed(Exception):
@@ -35,20 +32,12 @@ class MetricSource(Protocol):
         ...
 
 
-def open_client(timeout_seconds: float) -> httpx.Client:
-    """The client for all that is measured: no redirects, no proxy, no compression."""
-    return httpx.Client(
-        timeout=timeout_seconds,
-        follow_redirects=False,
-        trust_env=False,
-        verify=_certificates(),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-        headers={
-            # Compressed answers could grow beyond the limit inside the decoder, before they are counted.
-            "accept-encoding": "identity",
-            "accept": "text/plain;version=0.0.4, application/openmetrics-text;version=1.0.0;q=0.5",
-            "user-agent": "RuneRogue",
-        },
+def open_client(timeout_seconds: float, approved: Approved | None = None) -> httpx.Client:
+    """The client for all that is measured: approved hosts only (by default the database's)."""
+    return outbound.open_client(
+        timeout_seconds=timeout_seconds,
+        approved=approved,
+        headers={"accept": "text/plain;version=0.0.4, application/openmetrics-text;version=1.0.0;q=0.5"},
     )
 
 
@@ -93,18 +82,19 @@ def fetch(
     except httpx.TimeoutException as error:
         raise ScrapeFailed(f"It did not answer within {timeout_seconds:g} s.") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ScrapeFailed(f"It can't be reached: {str(error)[:200] or type(error).__name__}.") from error
+        words = str(error).rstrip(".")[:400] or type(error).__name__
+        raise ScrapeFailed(f"It can't be reached: {words}.") from error
     except RuntimeError as error:  # the client was closed because the round is over
         raise ScrapeFailed(f"It did not answer within {timeout_seconds:g} s.") from error
     return response, bytes(body), answered
 
 
 class Scraper:
-    """Reads Prometheus text over HTTP: bounded in time and size, following no redirects, using no proxy."""
+    """Reads Prometheus text over HTTP from approved hosts (by default the database's), bounded in time and size."""
 
-    def __init__(self, *, timeout_seconds: float = 5.0) -> None:
+    def __init__(self, *, timeout_seconds: float = 5.0, approved: Approved | None = None) -> None:
         self.timeout_seconds = timeout_seconds
-        self.client = open_client(timeout_seconds)
+        self.client = open_client(timeout_seconds, approved)
 
     def __enter__(self) -> Self:
         return self

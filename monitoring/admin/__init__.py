@@ -9,3 +9,6 @@ __all__ = ["alerts", "measurements", "notices", "service"]
 from monitoring.admin import baselines
 
 __all__ = ["alerts", "baselines", "measurements", "service"]
+from monitoring.admin import external
+
+__all__ = ["alerts", "external", "measurements", "service"]

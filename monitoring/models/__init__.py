@@ -2,6 +2,7 @@
 
 from monitoring.models.alerts import Alert, AlertQuerySet, AlertRule, AlertState, Comparison, Severity
 from monitoring.models.baselines import Baseline, BaselineQuerySet, BaselineSeries
+from monitoring.models.external import Access, ExternalService, ExternalServiceQuerySet
 from monitoring.models.heartbeats import Heartbeat
 from monitoring.models.notices import (
     Contact,
@@ -30,6 +31,7 @@ from monitoring.models.scores import HealthScore, Status
 from monitoring.models.service import Service, ServiceQuerySet, Target, TargetQuerySet, clone_folder, is_url
 
 __all__ = [
+    "Access",
     "Alert",
     "AlertQuerySet",
     "AlertRule",
@@ -40,6 +42,8 @@ __all__ = [
     "Comparison",
     "Contact",
     "EscalationStep",
+    "ExternalService",
+    "ExternalServiceQuerySet",
     "HealthScore",
     "Heartbeat",
     "MaintenanceWindow",

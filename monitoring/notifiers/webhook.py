@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import hmac
 import json
-import ssl
 import time
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
+from monitoring import outbound
 from monitoring.notifiers.seam import Line, Message, NotSent, Undeliverable
 
 LARGEST_ANSWER_BYTES = 64 * 1024
@@ -20,18 +19,11 @@ LONGEST_PATIENCE_SECONDS = 900.0
 SHORTEST_SECRET = 16
 LATER = (408, 409, 423, 425, 429)  # of the 4xx, those that may pass by themselves
 NOBODY = "0001-01-01T00:00:00Z"  # how Alertmanager writes "not ended"
-_certificates = functools.cache(ssl.create_default_context)
 
 
 def client(timeout_seconds: float) -> httpx.Client:
-    """What every webhook is called with: no redirects, no proxies, no surprises from the environment."""
-    return httpx.Client(
-        timeout=timeout_seconds,
-        follow_redirects=False,
-        trust_env=False,
-        verify=_certificates(),
-        headers={"user-agent": "RuneRogue", "accept-encoding": "identity"},
-    )
+    """What every webhook is called with: approved hosts only, no redirects, no proxies."""
+    return outbound.open_client(timeout_seconds=timeout_seconds)
 
 
 def signature(secret: str, timestamp: str, body: bytes) -> str:
@@ -92,6 +84,9 @@ class WebhookNotifier:
                 return _judged(answer)
         except httpx.TimeoutException as error:
             raise NotSent(late) from error
+        except outbound.Refused as error:
+            # It names the host and how to approve it, and nothing else of the address.
+            raise NotSent(str(error)) from error
         except httpx.InvalidURL as error:
             raise Undeliverable("The address of the webhook can't be understood.") from error
         except httpx.HTTPError as error:

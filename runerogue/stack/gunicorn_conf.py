@@ -24,9 +24,17 @@ errorlog = "-"
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: PTH112,S108 (heartbeats must not touch a disk)
 
 
-def child_exit(server: Any, worker: Any) -> None:
-    """Forget a dead worker's gauges: its files would be counted for ever."""
+def on_starting(server: Any) -> None:
+    """Before the first worker: put away what processes of an earlier master have left."""
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-        from prometheus_client import multiprocess
+        from monitoring import exporting
 
-        multiprocess.mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+        exporting.forget_dead()
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Keep what a dead worker counted and forget its gauges: its files would be read for ever."""
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        from monitoring import exporting
+
+        exporting.forget_process(worker.pid)

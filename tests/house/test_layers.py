@@ -32,6 +32,7 @@ ARITHMETIC = [
     "monitoring/otlp/fingerprints.py",
     "monitoring/otlp/folding.py",
     "monitoring/otlp/naming.py",
+    "monitoring/privacy.py",
     "monitoring/prometheus.py",
     "monitoring/recurrence.py",
     "monitoring/routing.py",

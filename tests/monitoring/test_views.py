@@ -430,14 +430,10 @@ def test_metrics_carry_the_state(client: Client, scored: Service) -> None:
 
 
 def test_metrics_answer_without_a_database(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    from django.db import OperationalError
+    def fail(timeout_seconds: int) -> None:
+        raise psycopg.OperationalError("gone")
 
-    from monitoring.exporting import State
-
-    def fail(self: State) -> None:
-        raise OperationalError("gone")
-
-    monkeypatch.setattr(State, "_from_database", fail)
+    monkeypatch.setattr("monitoring.exporting.check_database", fail)
     found = exposed(client)
     assert found["runerogue_database_up"] == {(): 0.0}
     assert "process_cpu_seconds_total" in found

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from monitoring import registry
+from monitoring import addresses, hosts, registry
 
 
 class Command(BaseCommand):
@@ -19,6 +19,9 @@ class Command(BaseCommand):
         parser.add_argument("--branch", help="instead of the one that is checked out")
         parser.add_argument(
             "--env", action="append", default=[], metavar="NAME=VALUE", help="for the service's processes; repeatable"
+        )
+        parser.add_argument(
+            "--metrics-url", metavar="URL", help="where its metrics are, if it runs elsewhere and not under RuneRogue"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -32,6 +35,15 @@ class Command(BaseCommand):
             service = registry.register(
                 options["name"], options["repository"], environment=environment, actor=None, branch=options["branch"]
             )
+            if options["metrics_url"]:
+                registry.watch(service, options["metrics_url"])
         except (registry.CannotRegister, registry.ManifestError) as error:
             raise CommandError(str(error)) from error
         self.stdout.write(f"{service.name} is registered: {service.repository}, branch {service.branch}.")
+        if options["metrics_url"] and not hosts.may_be_reached(options["metrics_url"]):
+            host, port = addresses.split(options["metrics_url"])
+            self.stdout.write(
+                f"Its metrics are at {host}:{port}, which nobody has approved yet, so nothing is asked there. A lead "
+                "developer, an architect or the CTO approves it in the admin under External services; at this machine: "
+                f"`manage.py approve_host {host}:{port} --because …` (with --private if its address is a private one)."
+            )
