@@ -17,4 +17,6 @@ urlpatterns = [
     path("api/v1/services/<slug:name>", api.OneService.as_view(), name="api-service"),
     path("api/v1/services/<slug:name>/samples", api.Samples.as_view(), name="api-samples"),
     path("api/v1/alerts", api.Alerts.as_view(), name="api-alerts"),
+    path("api/v1/vitals", api.Vitals.as_view(), name="api-vitals"),
+    path("api/v1/feedback", api.FeedbackOfPeople.as_view(), name="api-feedback"),
 ]

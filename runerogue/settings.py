@@ -142,6 +142,8 @@ MONITORING_ALLOWED_NETWORKS = read(
 )
 
 API_REQUESTS_PER_MINUTE = read("API_REQUESTS_PER_MINUTE", 600, whole(1, 1_000_000), "requests a minute, at least 1")
+VITALS_PER_MINUTE = read("VITALS_PER_MINUTE", 6000, whole(1, 1_000_000), "page reports a minute, at least 1")
+FEEDBACK_PER_MINUTE = read("FEEDBACK_PER_MINUTE", 60, whole(1, 100_000), "remarks a minute, at least 1")
 
 DEPLOYER = read("DEPLOYER", "haproxy", str, "haproxy, or the name of an installed deployer")
 

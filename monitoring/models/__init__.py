@@ -1,6 +1,7 @@
 """Rows of what is watched and what was measured."""
 
 from monitoring.models.alerts import Alert, AlertQuerySet, AlertRule, AlertState, Comparison, Severity
+from monitoring.models.feedback import Feedback
 from monitoring.models.samples import Round, Sample, Series, Snapshot, labels_key
 from monitoring.models.scores import HealthScore, Status
 from monitoring.models.service import Service, ServiceQuerySet, Target, TargetQuerySet, clone_folder, is_url
@@ -11,6 +12,7 @@ __all__ = [
     "AlertRule",
     "AlertState",
     "Comparison",
+    "Feedback",
     "HealthScore",
     "Round",
     "Sample",

@@ -24,7 +24,9 @@ ARITHMETIC = [
     "monitoring/derive.py",
     "monitoring/health.py",
     "monitoring/manifest.py",
+    "monitoring/privacy.py",
     "monitoring/prometheus.py",
+    "monitoring/vitals.py",
 ]
 ENTRY_POINTS = re.compile(r"(^|/)(admin|api|views|urls|tasks)(\.py$|/)|/management/")
 
