@@ -114,6 +114,19 @@ def _is_a_selector(selector: str) -> str:
     return inside
 
 
+def _is_an_origin(origin: str) -> str:
+    if not re.fullmatch(r"https?://[a-z0-9.-]+(?::\d{1,5})?|https?://\[[0-9a-f:]+\](?::\d{1,5})?", origin):
+        raise PydanticCustomError(
+            "origin",
+            "{given} is not the origin of a page",
+            {
+                "given": repr(origin),
+                "fix": 'write scheme, host in small letters and port as browsers do, such as "https://shop.example.org"',
+            },
+        )
+    return origin
+
+
 Command = Annotated[
     str, StringConstraints(min_length=1, max_length=2000, strip_whitespace=True), AfterValidator(_no_control_characters)
 ]
@@ -122,6 +135,7 @@ UrlPath = Annotated[str, StringConstraints(max_length=500), AfterValidator(_is_a
 Pattern = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_is_a_repository_pattern)]
 MetricName = Annotated[str, StringConstraints(max_length=200), AfterValidator(_is_a_metric_name)]
 ServiceName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
+Origin = Annotated[str, StringConstraints(max_length=200), AfterValidator(_is_an_origin)]
 EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,99}$")]
 
 
@@ -247,6 +261,12 @@ class Otlp(_Table):
     ] = {}
 
 
+class Experience(_Table):
+    """Which pages may tell how they felt: their origins, such as https://shop.example.org."""
+
+    origins: tuple[Origin, ...] = ()
+
+
 class Manifest(_Table):
     """A whole `runerogue.toml`. Optional tables are there with their defaults, so readers need no None checks."""
 
@@ -263,6 +283,7 @@ class Manifest(_Table):
     quality: Quality = Quality()
     slo: Objectives = Objectives()
     otlp: Otlp = Otlp()
+    experience: Experience = Experience()
 
 
 EXAMPLES = {
@@ -337,7 +358,7 @@ def _explained(detail: ErrorDetails, text: str, file: str) -> ManifestError:
         case "string_pattern_mismatch":
             problem = f"{dotted} = {detail['input']!r} is not a usable name"
             fix = "use small letters, digits and hyphens, starting with a letter, at most 40."
-        case "port" | "path" | "pattern" | "control" | "dialect" | "name" | "address" | "selector":
+        case "port" | "path" | "pattern" | "control" | "dialect" | "name" | "address" | "selector" | "origin":
             problem = f"{dotted}: {detail['msg'].replace('{{', '{').replace('}}', '}')}"
             fix = str(detail["ctx"]["fix"]) + "."
         case _:

@@ -1,16 +1,57 @@
-"""What happens every interval, in order: collect, score, alert, look after the own programs, tell people, forget."""
+"""What happens every interval, in order: collect, fold, score, alert, tell people, forget.
+
+One part that fails does not keep the others from theirs: a broken profile must not silence an alert.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from datetime import datetime
 
-from monitoring import alerting, collecting, heartbeats, notifying, profiling, scoring, storing
+from django.db import connection
+
+from monitoring import (
+    alerting,
+    collecting,
+    experience,
+    feedback,
+    heartbeats,
+    notifying,
+    presence,
+    profiling,
+    scoring,
+    storing,
+)
 from monitoring.collecting import Collected
 from monitoring.scraping import MetricSource
 
 log = logging.getLogger(__name__)
+
+
+def _alert(at: datetime) -> None:
+    for alert in alerting.evaluate(at):
+        log.warning("Alert %s: %s", alert, alert.message)
+
+
+def _look_after_ourselves(at: datetime) -> None:
+    for alert in heartbeats.watch(at):
+        log.warning("Alert %s: %s", alert, alert.message)
+
+
+PARTS: tuple[Callable[[datetime], object], ...] = (
+    profiling.fold_all,
+    experience.write_round,
+    feedback.write_round,
+    presence.write_round,
+    scoring.score_all,
+    _alert,
+    _look_after_ourselves,
+    notifying.decide,
+    storing.forget_old,
+    alerting.forget_old,
+)
 
 
 def run(at: datetime, *, source: MetricSource | None = None) -> Collected | None:
@@ -19,13 +60,13 @@ def run(at: datetime, *, source: MetricSource | None = None) -> Collected | None
     collected = collecting.collect(at, source=source)
     if collected is None:
         return None
-    profiling.fold_all(at)
-    scoring.score_all(at)
-    for alert in alerting.evaluate(at) + heartbeats.watch(at):
-        log.warning("Alert %s: %s", alert, alert.message)
-    notifying.decide(at)
-    storing.forget_old(at)
-    alerting.forget_old(at)
+    for part in PARTS:
+        try:
+            part(at)
+        except Exception:
+            if connection.in_atomic_block:
+                raise  # a caller's transaction: what follows could not be written anyway
+            log.exception("A part of the round failed: %s.%s", part.__module__, part.__qualname__)
     log.info(
         "Collected %d samples from %d of %d targets in %.2f s",
         collected.samples,

@@ -178,6 +178,8 @@ DEFAULT_FROM_EMAIL = read(
 )
 SERVER_EMAIL = DEFAULT_FROM_EMAIL
 PUBLIC_URL = read("PUBLIC_URL", f"http://{RUNEROGUE_HOST}:{RUNEROGUE_PORT}", as_origin, "https://runerogue.example.org")
+VITALS_PER_MINUTE = read("VITALS_PER_MINUTE", 6000, whole(1, 1_000_000), "page reports a minute, at least 1")
+FEEDBACK_PER_MINUTE = read("FEEDBACK_PER_MINUTE", 60, whole(1, 100_000), "remarks a minute, at least 1")
 
 DEPLOYER = read("DEPLOYER", "haproxy", str, "haproxy, or the name of an installed deployer")
 
@@ -229,11 +231,13 @@ INSTALLED_APPS = [
     "csp",
 ]
 MIDDLEWARE = [
+    "monitoring.instrumentation.InFlightMiddleware",
     "django_prometheus.middleware.PrometheusBeforeMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "csp.middleware.CSPMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
+    "monitoring.instrumentation.PresenceMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",

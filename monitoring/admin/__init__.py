@@ -12,3 +12,6 @@ __all__ = ["alerts", "baselines", "measurements", "service"]
 from monitoring.admin import external
 
 __all__ = ["alerts", "external", "measurements", "service"]
+from monitoring.admin import feedback
+
+__all__ = ["alerts", "feedback", "measurements", "service"]

@@ -3,6 +3,7 @@
 from monitoring.models.alerts import Alert, AlertQuerySet, AlertRule, AlertState, Comparison, Severity
 from monitoring.models.baselines import Baseline, BaselineQuerySet, BaselineSeries
 from monitoring.models.external import Access, ExternalService, ExternalServiceQuerySet
+from monitoring.models.feedback import Feedback
 from monitoring.models.heartbeats import Heartbeat
 from monitoring.models.notices import (
     Contact,
@@ -44,6 +45,7 @@ __all__ = [
     "EscalationStep",
     "ExternalService",
     "ExternalServiceQuerySet",
+    "Feedback",
     "HealthScore",
     "Heartbeat",
     "MaintenanceWindow",

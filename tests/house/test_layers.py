@@ -21,9 +21,9 @@ ARITHMETIC = [
     "improvements/risk.py",
     "improvements/verdict.py",
     "monitoring/alerts.py",
+    "monitoring/baselines.py",
     "monitoring/blocks.py",
     "monitoring/copybinary.py",
-    "monitoring/baselines.py",
     "monitoring/derive.py",
     "monitoring/dialects.py",
     "monitoring/health.py",
@@ -36,6 +36,7 @@ ARITHMETIC = [
     "monitoring/prometheus.py",
     "monitoring/recurrence.py",
     "monitoring/routing.py",
+    "monitoring/vitals.py",
 ]
 ENTRY_POINTS = re.compile(r"(^|/)(admin|api(_\w+)?|views(_\w+)?|urls|tasks)(\.py$|/)|/management/")
 
