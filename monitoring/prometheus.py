@@ -29,6 +29,7 @@ _V = TypeVar("_V")
 Labels = tuple[tuple[str, str], ...]  # sorted by name
 Numbers = NDArray[np.float64]
 # Which labels of a series are kept; None when the series is not. It is part of the key of what is remembered.
+# Asked without labels it answers None when no series of that name is kept.
 Keep = Callable[[str, Labels], Labels | None]
 
 LARGEST_BYTES = 8 * 1024 * 1024
@@ -40,10 +41,16 @@ LONGEST_LINE = 10_000
 _TEXT_IN_QUOTES = r'"(?:[^"\\]|\\.)*+"'
 _LABELS = rf'\{{(?:[^"{{}}]|{_TEXT_IN_QUOTES})*+\}}'
 _KEY = rf"[a-zA-Z_:][a-zA-Z0-9_:]*+(?:[ \t]*{_LABELS})?|{_LABELS}"
-_EXEMPLAR = rf"[ \t]+#[ \t]+{_LABELS}[ \t]+\S+(?:[ \t]+\S+)?"
+_NUMBER = r"(?:[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?Inf|NaN)"
+_EXEMPLAR = rf"[ \t]+#[ \t]+{_LABELS}[ \t]+{_NUMBER}(?:[ \t]+{_NUMBER})?"
 _line = re.compile(
     rf"(?P<key>{_KEY})(?:(?<=\}})|[ \t])[ \t]*(?P<value>[^\s#]+)(?:[ \t]+(?P<time>\S+?))??(?:{_EXEMPLAR})?"
 ).fullmatch
+# Most keys: labels without escapes, which can only be read in one way.
+_plain = re.compile(
+    r'(?P<name>[a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(?P<labels>(?:[a-zA-Z][a-zA-Z0-9_]*="[^"\\]*+"(?:,|(?=\})))++)\})?'
+).fullmatch
+_pairs = re.compile(r'([a-zA-Z][a-zA-Z0-9_]*)="([^"\\]*)"').findall
 _is_timestamp = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?").fullmatch
 
 
@@ -200,11 +207,12 @@ def parse(
         raise NotPrometheus(f"There are more than {MOST_SERIES:,} series.")
     parts = [line.rpartition(" ") for line in lines]
     heads, tails = [part[0] for part in parts], [part[2] for part in parts]
-    places, layout = _known(heads, keep) or (None, None)
-    if layout is None:
+    known = _known(heads, keep)
+    if known is None:
         heads, tails = _careful(text)
-        places, layout = _known(heads, keep) or _understand(heads, keep)
+        known = _known(heads, keep)
     values = _numbers(tails)
+    places, layout = known or _understand(heads, keep)
     return Snapshot(at, layout, values[places], clock)
 
 
@@ -236,6 +244,8 @@ def _careful(text: str) -> tuple[list[str], list[str]]:
 def _understand(heads: list[str], keep: Keep) -> tuple[NDArray[np.intp], Layout]:
     series: dict[tuple[str, Labels], int] = {}
     for place, head in enumerate(heads):
+        if (plain := _plain(head)) and keep(plain["name"], ()) is None:
+            continue
         name, labels = _keys.get(head) or _keys.put(head, _series(head))
         if (kept := keep(name, labels)) is None:
             continue
@@ -249,6 +259,10 @@ def _understand(heads: list[str], keep: Keep) -> tuple[NDArray[np.intp], Layout]
 
 def _series(key: str) -> tuple[str, Labels]:
     """The name and labels that a key stands for, as prometheus_client understands them."""
+    if plain := _plain(key):
+        pairs: list[tuple[str, str]] = _pairs(plain["labels"] or "")
+        if len(dict(pairs)) == len(pairs):
+            return plain["name"], tuple(sorted(pairs))
     try:
         samples = [sample for family in parse_text(f"{key} 1\n") for sample in family.samples]
     except (ValueError, KeyError, IndexError, TypeError):
