@@ -22,6 +22,7 @@ LISTS_OF_A_SERVICE = {
     "monitoring_alert": "alerts",
     "monitoring_healthscore": "health scores",
     "monitoring_series": "signals",
+    "monitoring_spanintake": "profiles",
     "improvements_release": "releases",
 }
 

@@ -12,11 +12,11 @@ from django.utils.timezone import now
 
 from approvals.models import AuditEntry
 from monitoring.alerting import ensure_rules
-from monitoring.models import Alert, AlertRule, AlertState, HealthScore, Service
+from monitoring.models import Alert, AlertRule, AlertState, HealthScore, Service, SpanIntake
 from tests.monitoring.factories import T0, ServiceFactory, TargetFactory, samples
 
 pytestmark = pytest.mark.django_db
-PAGES = ["service", "target", "series", "healthscore", "alertrule", "alert"]
+PAGES = ["service", "target", "series", "healthscore", "alertrule", "alert", "spanintake"]
 COMPONENT = {"score": 40.0, "status": "unhealthy", "message": "5.0% of the requests fail (−51 points)."}
 
 
@@ -37,6 +37,7 @@ def watched(count: int) -> list[Service]:
             HealthScore.objects.create(
                 service=service, at=at, score=40.0, status="unhealthy", components={"availability": COMPONENT}
             )
+        SpanIntake.objects.create(service=service, folded_at=T0, batch=1)
         AlertRule.objects.create(service=service, name="mine", summary="…", signal="up", threshold=1)
         for name in ("x", "y"):
             Alert.objects.create(
