@@ -19,7 +19,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
@@ -33,7 +33,7 @@ from monitoring.claiming import claim
 from monitoring.derive import ALL, Reading
 from monitoring.models import Profile, Service, SpanIntake, Statement, Target
 from monitoring.otlp import fingerprints, folding
-from monitoring.otlp.folding import Arrived, Calls, Exemplar, Folded, Span, Sums
+from monitoring.otlp.folding import Arrived, Calls, Folded, Node, Span, Sums, Times
 from monitoring.storing import store
 
 log = logging.getLogger(__name__)
@@ -341,6 +341,26 @@ def _compact_hour(service: Service, hour: datetime) -> int:
 
 
 @dataclass(frozen=True)
+class Line:
+    """One line of an exemplar's tree, `depth` (from 1) steps below the request."""
+
+    depth: int
+    what: str
+    calls: int
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class SlowRequest:
+    """One of the slowest requests as a folded tree. `trace` finds it in the service's own tracing."""
+
+    trace: str
+    milliseconds: float
+    failed: bool
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
 class DependencyUse:
     """What one endpoint asks of one dependency. Parallel calls count each: `ms_per_request` may exceed the latency."""
 
@@ -352,6 +372,11 @@ class DependencyUse:
     latency_mean_ms: float
     latency_p95_ms: float
     error_ratio: float
+    times: Times = field(compare=False, repr=False)
+
+    @property
+    def error_percent(self) -> float:
+        return 100.0 * self.error_ratio
 
 
 @dataclass(frozen=True)
@@ -385,7 +410,11 @@ class EndpointProfile:
     seconds: float  # of all requests together
     dependencies: tuple[DependencyUse, ...]
     statements: tuple[StatementUse, ...]
-    exemplars: tuple[Exemplar, ...]
+    exemplars: tuple[SlowRequest, ...]
+
+    @property
+    def database_percent(self) -> float:
+        return 100.0 * self.database_share
 
 
 @dataclass(frozen=True)
@@ -457,8 +486,29 @@ def _profile(endpoint: str, method: str, sums: Sums, texts: Mapping[str, str]) -
             for digest, used in sorted(sums.statements.items(), key=lambda item: -item[1].seconds)
             if used.requests
         ),
-        exemplars=tuple(sums.exemplars),
+        exemplars=tuple(
+            SlowRequest(one.trace, 1000.0 * one.seconds, one.failed, tuple(_lines(one.parts))) for one in sums.exemplars
+        ),
     )
+
+
+def _lines(parts: Iterable[Node], depth: int = 1) -> Iterator[Line]:
+    for part in parts:
+        yield Line(depth, part.what, part.calls, 1000.0 * part.seconds)
+        yield from _lines(part.parts, depth + 1)
+
+
+def dependencies(profiles: Iterable[EndpointProfile]) -> list[DependencyUse]:
+    """What all of `profiles` together ask of each dependency, the dearest first; per request means of any of them."""
+    found: dict[tuple[str, str], Calls] = defaultdict(Calls)
+    requests = 0
+    for one in profiles:
+        requests += one.requests
+        for used in one.dependencies:
+            seconds = used.latency_mean_ms * used.calls / 1000.0
+            errors = round(used.error_ratio * used.calls)
+            found[used.kind, used.name].merge(Calls(used.calls, errors, seconds, used.times))
+    return sorted(_dependencies(found, requests), key=lambda one: -one.ms_per_request)
 
 
 def _dependencies(used: Mapping[tuple[str, str], Calls], requests: int) -> Iterator[DependencyUse]:
@@ -473,4 +523,5 @@ def _dependencies(used: Mapping[tuple[str, str], Calls], requests: int) -> Itera
                 latency_mean_ms=1000.0 * calls.seconds / calls.calls,
                 latency_p95_ms=1000.0 * (calls.times.quantile(0.95) or 0.0),
                 error_ratio=calls.errors / calls.calls,
+                times=calls.times,
             )

@@ -15,3 +15,6 @@ __all__ = ["alerts", "external", "measurements", "service"]
 from monitoring.admin import feedback
 
 __all__ = ["alerts", "feedback", "measurements", "service"]
+from monitoring.admin import profiles
+
+__all__ = ["alerts", "measurements", "profiles", "service"]

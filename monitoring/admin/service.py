@@ -25,6 +25,7 @@ LISTS_OF_A_SERVICE = {
     "monitoring_series": "signals",
     "monitoring_qualityreport": "reports",
     "monitoring_baseline": "baselines",
+    "monitoring_spanintake": "profiles",
     "improvements_release": "releases",
 }
 

@@ -63,7 +63,8 @@ class SpanIntake(models.Model):
     waiting = models.IntegerField(default=0, help_text="Spans that wait for the rest of their request now.")
 
     class Meta:
-        verbose_name = "span intake"
+        verbose_name = "profile"
+        verbose_name_plural = "profiles"
 
     def __str__(self) -> str:
         return f"{self.spans:,} spans"

@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as WireSpan
 from opentelemetry.proto.trace.v1.trace_pb2 import Status as WireStatus
@@ -100,11 +99,6 @@ def traces(body: bytes, *, content_type: str) -> list[Batch]:
             Batch(str(about.get("service.name", "")), str(about.get("service.version", "")), spans, rejected)
         )
     return batches
-
-
-def metrics(body: bytes, *, content_type: str) -> ExportMetricsServiceRequest:
-    """An ExportMetricsServiceRequest. Raises BadExport."""
-    return _message(ExportMetricsServiceRequest(), body, content_type)
 
 
 def _message(empty: M, body: bytes, content_type: str) -> M:

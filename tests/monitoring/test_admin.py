@@ -13,11 +13,11 @@ from django.utils.timezone import now
 from approvals.models import AuditEntry
 from monitoring.alerting import ensure_rules
 from monitoring.baselines import profile
-from monitoring.models import Alert, AlertRule, AlertState, Baseline, BaselineSeries, HealthScore, Service
+from monitoring.models import Alert, AlertRule, AlertState, Baseline, BaselineSeries, HealthScore, Service, SpanIntake
 from tests.monitoring.factories import T0, ServiceFactory, TargetFactory, samples
 
 pytestmark = pytest.mark.django_db
-PAGES = ["service", "target", "series", "healthscore", "alertrule", "alert", "baseline"]
+PAGES = ["service", "target", "series", "healthscore", "alertrule", "alert", "baseline", "spanintake"]
 COMPONENT = {"score": 40.0, "status": "unhealthy", "message": "5.0% of the requests fail (−51 points)."}
 
 
@@ -40,6 +40,7 @@ def watched(count: int) -> list[Service]:
             )
         baseline = Baseline.objects.create(service=service, version=1, since=T0, until=now(), reason="All was well.")
         BaselineSeries.of(baseline, "up", {"endpoint": "players"}, profile(range(30), [0.5] * 30)).save()  # type: ignore[arg-type]
+        SpanIntake.objects.create(service=service, folded_at=T0, batch=1)
         AlertRule.objects.create(service=service, name="mine", summary="…", signal="up", threshold=1)
         for name in ("x", "y"):
             Alert.objects.create(

@@ -11,7 +11,10 @@ import psycopg
 import pytest
 import redis
 from django.conf import settings
+from django.contrib.auth.models import User
 from django.db import connection, transaction
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.utils.timezone import now
 
 from monitoring import profiling, reading
@@ -96,7 +99,11 @@ def test_what_arrived_becomes_a_profile_and_signals(realm: Service) -> None:
         30,
         PLAYER.place,
     )
-    assert [round(one.seconds, 3) for one in found.exemplars] == [0.3, 0.1]
+    assert [one.milliseconds for one in found.exemplars] == pytest.approx([300.0, 100.0])
+    assert [(line.depth, line.what, line.calls) for line in found.exemplars[0].lines] == [
+        (1, f"db: {PLAYER.statement}", 20),
+        (1, "http: billing", 1),
+    ]
 
     def latest(signal: str, **labels: str) -> float | None:
         return reading.latest(realm, signal, **labels)
@@ -289,3 +296,28 @@ def test_what_waits_in_valkey_is_no_more_than_what_was_read(realm: Service) -> N
     assert client.ttl(profiling._key(realm.pk, "spans")) > 0
     client.close()
     assert [one.span for one in folding.unpack(chunk)] == request(1)
+
+
+def test_the_page_shows_where_the_time_goes(realm: Service, client: Client) -> None:
+    client.force_login(User.objects.create(username="root", is_staff=True, is_superuser=True))
+    assert "No spans yet" in client.get("/admin/monitoring/spanintake/").content.decode()
+    moment = now()
+    arrive(realm, request(1), request(2, queries=25), at=moment - timedelta(seconds=10))
+    profiling.fold_all(moment)
+    listed = client.get("/admin/monitoring/spanintake/", {"service__id__exact": realm.pk})
+    assert "realm" in listed.content.decode()
+    with CaptureQueriesContext(connection) as queries:
+        page = client.get(f"/admin/monitoring/spanintake/{realm.pk}/change/").content.decode()
+    assert len(queries) <= 10
+    for words in (
+        "GET player-list",
+        "postgresql",
+        "billing",
+        "SELECT a FROM guild WHERE id = ?",
+        "at most 25",
+        "A slow one",
+    ):
+        assert words in page, words
+    assert 'style="' not in page  # the policy for content would leave it out
+    for hours in ("24", "672", "nonsense"):
+        assert client.get(f"/admin/monitoring/spanintake/{realm.pk}/change/", {"hours": hours}).status_code == 200
