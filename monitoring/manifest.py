@@ -281,7 +281,6 @@ class Manifest(_Table):
     protected: Protected = Protected()
     smoke: Smoke = Smoke()
     quality: Quality = Quality()
-    slo: Objectives = Objectives()
     otlp: Otlp = Otlp()
     experience: Experience = Experience()
 

@@ -16,14 +16,20 @@ def collect() -> None:
 def measure_quality() -> None:
     """Now and then: tests, lint and security of each service whose time has come."""
     quality.measure_due(now())
+
+
 @shared_task(name="monitoring.tasks.seal")
 def seal() -> None:
     """Seal the days that are over and forget what is too old. It may take minutes, so no round waits for it."""
     sealing.run(now())
+
+
 @shared_task(name="monitoring.tasks.notify")
 def notify() -> None:
     """Decide who is told of what, and send what waits. Several at once share the messages."""
     notifying.tell(now())
+
+
 @shared_task(name="monitoring.tasks.set_baselines")
 def set_baselines() -> None:
     """Set the baselines that are due by themselves."""

@@ -7,7 +7,7 @@ import monitoring.models.alerts
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("monitoring", "0002_serving_targets"),
+        ("monitoring", "0003_storage"),
     ]
 
     operations = [

@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("monitoring", "0002_serving_targets"),
+        ("monitoring", "0006_baselines"),
     ]
 
     operations = [

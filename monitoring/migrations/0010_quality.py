@@ -7,7 +7,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("monitoring", "0002_serving_targets"),
+        ("monitoring", "0009_experience"),
     ]
 
     operations = [
