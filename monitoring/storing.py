@@ -90,38 +90,25 @@ def _series_ids(keys: Sequence[Key]) -> NDArray[np.int64]:
 
 
 def _looked_up(keys: Sequence[Key]) -> NDArray[np.int64]:
-    columns: list[list[Any]] = [
-        [service for service, _, _ in keys],
-        [signal for _, signal, _ in keys],
-        [labels_key(dict(labels)) for _, _, labels in keys],
-    ]
-    with connection.cursor() as cursor:
-        cursor.execute(
-            """
-            INSERT INTO monitoring_series (service_id, signal, labels_key, labels)
-            SELECT wanted.service_id, wanted.signal, wanted.labels_key, wanted.labels_key::jsonb
-            FROM unnest(%s::bigint[], %s::text[], %s::text[]) AS wanted(service_id, signal, labels_key)
-            WHERE NOT EXISTS (
-                SELECT FROM monitoring_series known
-                WHERE (known.service_id, known.signal, known.labels_key)
-                    = (wanted.service_id, wanted.signal, wanted.labels_key)
+    rows = [(service, signal, labels_key(dict(labels))) for service, signal, labels in keys]
+    found = _select(rows)
+    missing = [row for row, pk in zip(rows, found, strict=True) if pk is None]
+    if missing:
+        with connection.cursor() as cursor:
+            # In one order for everybody, as the samples.
+            cursor.execute(
+                """
+                INSERT INTO monitoring_series (service_id, signal, labels_key, labels)
+                SELECT wanted.service_id, wanted.signal, wanted.labels_key, wanted.labels_key::jsonb
+                FROM unnest(%s::bigint[], %s::text[], %s::text[]) AS wanted(service_id, signal, labels_key)
+                ORDER BY wanted.service_id, wanted.signal, wanted.labels_key
+                ON CONFLICT DO NOTHING
+                """,
+                _columns(missing),
             )
-            ORDER BY wanted.service_id, wanted.signal, wanted.labels_key
-            ON CONFLICT DO NOTHING
-            """,
-            columns,
-        )
-        cursor.execute(
-            """
-            SELECT series.id
-            FROM unnest(%s::bigint[], %s::text[], %s::text[])
-                 WITH ORDINALITY AS wanted(service_id, signal, labels_key, place)
-            JOIN monitoring_series series USING (service_id, signal, labels_key)
-            ORDER BY place
-            """,
-            columns,
-        )
-        ids = [pk for (pk,) in cursor.fetchall()]
+        inserted = iter(_select(missing))
+        found = [next(inserted) if pk is None else pk for pk in found]
+    ids = [pk for pk in found if pk is not None]
 
     def remember() -> None:
         if len(_known) + len(keys) > MOST_CACHED:
@@ -131,6 +118,26 @@ def _looked_up(keys: Sequence[Key]) -> NDArray[np.int64]:
     # Not before: a transaction that is rolled back takes its series along.
     transaction.on_commit(remember)
     return np.array(ids, np.int64)
+
+
+def _select(rows: Sequence[tuple[int, str, str]]) -> list[int | None]:
+    """The ids of (service, signal, labels key), in that order; None for what is not there."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT series.id
+            FROM unnest(%s::bigint[], %s::text[], %s::text[])
+                 WITH ORDINALITY AS wanted(service_id, signal, labels_key, place)
+            LEFT JOIN monitoring_series series USING (service_id, signal, labels_key)
+            ORDER BY place
+            """,
+            _columns(rows),
+        )
+        return [pk for (pk,) in cursor.fetchall()]
+
+
+def _columns(rows: Sequence[tuple[int, str, str]]) -> list[Any]:
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def forget_old(at: datetime) -> int:
