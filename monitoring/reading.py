@@ -131,8 +131,8 @@ def steps(
     """As `arrays`, in steps that begin at multiples of `step_seconds` since 1970 and overlap [since, until).
 
     Steps without samples are not there. Multiples of 300 and 3600 s are read from rollups, which reach further back
-    than samples (`sealing.KEEP_ROLLUPS_DAYS`); in a step made of several rollups, percentiles are the mean of theirs,
-    weighted by count. ValueError when `step_seconds` is not positive.
+    than samples (`sealing.KEEP_ROLLUPS_DAYS`) and keep 12 significant bits; in a step made of several rollups,
+    percentiles are the mean of theirs, weighted by count. ValueError when `step_seconds` is not positive.
     """
     if step_seconds <= 0:
         raise ValueError(f"step_seconds={step_seconds}: a step takes at least a second")

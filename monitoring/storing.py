@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -34,7 +33,10 @@ def store(rows: Sequence[tuple[Service, Reading]], *, at: datetime) -> int:
     What isn't finite is left out. On a day that is sealed already, a reading counts as new and is told from what was
     there when the day is sealed again.
     """
-    rows = [(service, reading) for service, reading in rows if math.isfinite(reading.value)]
+    value = np.fromiter((reading.value for _, reading in rows), np.float64, len(rows))
+    finite = np.isfinite(value)
+    if not finite.all():
+        rows, value = [row for row, kept in zip(rows, finite.tolist(), strict=True) if kept], value[finite]
     if not rows:
         return 0
     with transaction.atomic():
@@ -43,7 +45,6 @@ def store(rows: Sequence[tuple[Service, Reading]], *, at: datetime) -> int:
             cursor.execute("LOCK TABLE monitoring_series, ONLY monitoring_sample IN ROW EXCLUSIVE MODE")
         partitions.ensure(partitions.day_of(at))
         series = _series_ids([(service.id, reading.signal, reading.labels) for service, reading in rows])
-        value = np.array([reading.value for _, reading in rows])
         # In one order for everybody: two that store the same round must not wait for each other in a circle.
         order = np.argsort(series, kind="stable")
         series, value = series[order], value[order]
@@ -73,13 +74,13 @@ def _add_missing(series: NDArray[np.int64], value: NDArray[np.float64], at: date
 def _series_ids(keys: Sequence[Key]) -> NDArray[np.int64]:
     """The id of each series, int64[n]; those that are new are inserted."""
     try:
-        found = np.array([_known[key] for key in keys], np.int64)
+        found = np.fromiter(map(_known.__getitem__, keys), np.int64, len(keys))
     except KeyError:
         return _looked_up(keys)
-    wanted = np.unique(found)
+    wanted = set(found.tolist())
     with connection.cursor() as cursor:
         # As text: a list of 50,000 numbers would take longer to adapt than to look up.
-        listed = "{" + ",".join(map(str, wanted.tolist())) + "}"
+        listed = "{" + ",".join(map(str, wanted)) + "}"
         cursor.execute("SELECT count(*) FROM monitoring_series WHERE id = ANY(%s::bigint[])", [listed])
         there = cursor.fetchone()[0]
     if there == len(wanted):
@@ -89,38 +90,25 @@ def _series_ids(keys: Sequence[Key]) -> NDArray[np.int64]:
 
 
 def _looked_up(keys: Sequence[Key]) -> NDArray[np.int64]:
-    columns: list[list[Any]] = [
-        [service for service, _, _ in keys],
-        [signal for _, signal, _ in keys],
-        [labels_key(dict(labels)) for _, _, labels in keys],
-    ]
-    with connection.cursor() as cursor:
-        cursor.execute(
-            """
-            INSERT INTO monitoring_series (service_id, signal, labels_key, labels)
-            SELECT wanted.service_id, wanted.signal, wanted.labels_key, wanted.labels_key::jsonb
-            FROM unnest(%s::bigint[], %s::text[], %s::text[]) AS wanted(service_id, signal, labels_key)
-            WHERE NOT EXISTS (
-                SELECT FROM monitoring_series known
-                WHERE (known.service_id, known.signal, known.labels_key)
-                    = (wanted.service_id, wanted.signal, wanted.labels_key)
+    rows = [(service, signal, labels_key(dict(labels))) for service, signal, labels in keys]
+    found = _select(rows)
+    missing = [row for row, pk in zip(rows, found, strict=True) if pk is None]
+    if missing:
+        with connection.cursor() as cursor:
+            # In one order for everybody, as the samples.
+            cursor.execute(
+                """
+                INSERT INTO monitoring_series (service_id, signal, labels_key, labels)
+                SELECT wanted.service_id, wanted.signal, wanted.labels_key, wanted.labels_key::jsonb
+                FROM unnest(%s::bigint[], %s::text[], %s::text[]) AS wanted(service_id, signal, labels_key)
+                ORDER BY wanted.service_id, wanted.signal, wanted.labels_key
+                ON CONFLICT DO NOTHING
+                """,
+                _columns(missing),
             )
-            ORDER BY wanted.service_id, wanted.signal, wanted.labels_key
-            ON CONFLICT DO NOTHING
-            """,
-            columns,
-        )
-        cursor.execute(
-            """
-            SELECT series.id
-            FROM unnest(%s::bigint[], %s::text[], %s::text[])
-                 WITH ORDINALITY AS wanted(service_id, signal, labels_key, place)
-            JOIN monitoring_series series USING (service_id, signal, labels_key)
-            ORDER BY place
-            """,
-            columns,
-        )
-        ids = [pk for (pk,) in cursor.fetchall()]
+        inserted = iter(_select(missing))
+        found = [next(inserted) if pk is None else pk for pk in found]
+    ids = [pk for pk in found if pk is not None]
 
     def remember() -> None:
         if len(_known) + len(keys) > MOST_CACHED:
@@ -130,6 +118,26 @@ def _looked_up(keys: Sequence[Key]) -> NDArray[np.int64]:
     # Not before: a transaction that is rolled back takes its series along.
     transaction.on_commit(remember)
     return np.array(ids, np.int64)
+
+
+def _select(rows: Sequence[tuple[int, str, str]]) -> list[int | None]:
+    """The ids of (service, signal, labels key), in that order; None for what is not there."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT series.id
+            FROM unnest(%s::bigint[], %s::text[], %s::text[])
+                 WITH ORDINALITY AS wanted(service_id, signal, labels_key, place)
+            LEFT JOIN monitoring_series series USING (service_id, signal, labels_key)
+            ORDER BY place
+            """,
+            _columns(rows),
+        )
+        return [pk for (pk,) in cursor.fetchall()]
+
+
+def _columns(rows: Sequence[tuple[int, str, str]]) -> list[Any]:
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def forget_old(at: datetime) -> int:

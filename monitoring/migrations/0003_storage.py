@@ -51,10 +51,11 @@ ALTER TABLE monitoring_sample
 CREATE INDEX sample_at ON monitoring_sample USING brin (at) WITH (autosummarize = true);
 DROP TABLE monitoring_sample_partitioned;
 """
-# Compressed already: PostgreSQL need not try again. MAIN keeps a body in its row as long as it fits into a page.
+# Compressed already: PostgreSQL need not try again. Kept in the row, a body of more than half a page would waste the rest.
 STORAGE = """
-ALTER TABLE monitoring_sealedblock ALTER COLUMN body SET STORAGE MAIN;
-ALTER TABLE monitoring_rollup ALTER COLUMN body SET STORAGE MAIN;
+ALTER TABLE monitoring_sealedaxis ALTER COLUMN body SET STORAGE EXTERNAL;
+ALTER TABLE monitoring_sealedblock ALTER COLUMN body SET STORAGE EXTERNAL;
+ALTER TABLE monitoring_rollup ALTER COLUMN body SET STORAGE EXTERNAL;
 """
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
 from django.db import DatabaseError, connection, connections, transaction
 
-from monitoring import partitions, reading, sealing, storing
+from monitoring import collecting, partitions, reading, sealing, storing
 from monitoring.derive import Reading
 from monitoring.models import HealthScore, Sample, Series, Service, Snapshot, Target
+from monitoring.scraping import MemorySource
 from monitoring.storing import forget_old, store
-from tests.monitoring.factories import INTERVAL, T0, ServiceFactory, TargetFactory, samples
+from tests.monitoring.factories import INTERVAL, T0, ServiceFactory, TargetFactory, exposition, samples
 
 pytestmark = pytest.mark.django_db
 
@@ -101,6 +103,42 @@ def test_a_database_that_goes_away_in_the_middle_costs_one_attempt() -> None:
     assert store(readings(service, 2.0), at=T0 + INTERVAL) == 1
     assert store(readings(service, 3.0), at=T0 + 2 * INTERVAL) == 1
     assert stored(service) == {"/0": [1.0, 2.0, 3.0]}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        "SELECT pg_terminate_backend(pg_backend_pid())",  # what a restart does to a connection
+        "DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'disk_full'; END $$",  # what a full disk is answered with
+    ],
+)
+def test_the_next_round_covers_the_one_that_failed_and_counts_nothing_twice(
+    trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = TargetFactory()
+    real = collecting.store
+
+    def fails(rows: Sequence[tuple[Service, Reading]], *, at: datetime) -> int:
+        stored = real(rows, at=at)
+        with connection.cursor() as cursor:
+            cursor.execute(trouble)
+        return stored
+
+    for number, requests in enumerate([100, 160, 220]):
+        source = MemorySource({target.url: exposition(requests=requests)})
+        if number == 1:
+            monkeypatch.setattr(collecting, "store", fails)
+            with pytest.raises(DatabaseError):
+                collecting.collect(T0 + INTERVAL, source=source)
+            monkeypatch.setattr(collecting, "store", real)
+            connections.close_all()
+        else:
+            collecting.collect(T0 + number * INTERVAL, source=source)
+    whole = {"endpoint": "*", "method": "*"}
+    found = reading.arrays(target.service, "requests_per_second", since=T0, until=T0 + timedelta(hours=1), labels=whole)
+    assert [one.value.tolist() for one in found] == [[1.0]]
+    assert found[0].at.tolist() == [(T0 + 2 * INTERVAL).timestamp()]
 
 
 @pytest.mark.django_db(transaction=True)
