@@ -238,7 +238,9 @@ def _all(
             if target.service_id in manifests
         }
         turns = -(-len(targets) // MOST_AT_ONCE)
-        wait(asked.values(), timeout=turns * longest_seconds + 1.0)
+        # What has answered may still wait to be read: at a first round, all series are new.
+        enough = max(turns * longest_seconds + 1.0, 0.9 * float(settings.METRICS_COLLECTION_INTERVAL))
+        wait(asked.values(), timeout=enough)
         for pk, future in asked.items():
             given_up = _Answer(None, longest_seconds, f"It did not answer within {longest_seconds:g} s.")
             answers[pk] = future.result() if future.done() else given_up

@@ -358,6 +358,7 @@ _MAIL = re.compile(r"[^\s/]+(?:@|%40)[^\s/]+", re.IGNORECASE)
 _IS_ID = re.compile(r"(?=.*\d.*\d.*\d).*|\d+|[0-9a-f]*\d[0-9a-f]*-[0-9a-f-]+|.{41,}|.*[@=%&;,].*", re.IGNORECASE)
 
 
+@functools.lru_cache(maxsize=20_000)  # a histogram has the same path once per bucket
 def template(endpoint: str) -> str:
     """The route behind `endpoint`: a path loses host, query and ids (`/players/8123?x=1` → `/players/{id}`)."""
     endpoint = _printable(endpoint).strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -114,10 +115,16 @@ class Scraper:
         return replace(snapshot, clock=asked and replace(asked, seconds=asked.seconds + answered))
 
 
+# One at a time: a hundred threads that parse would keep the interpreter from those that still read, whose time limits
+# would be over while their answers are there.
+_parsing = threading.Lock()
+
+
 def understand(text: str, *, at: float, openmetrics: bool = False, keep: Keep | None = None) -> Snapshot:
     """The part of an exposition that signals are made of. Raises ScrapeFailed."""
     try:
-        return parse(text, at=at, openmetrics=openmetrics, keep=keep or dialects.allowlist(None))
+        with _parsing:
+            return parse(text, at=at, openmetrics=openmetrics, keep=keep or dialects.allowlist(None))
     except NotPrometheus as error:
         raise ScrapeFailed(str(error)) from error
 

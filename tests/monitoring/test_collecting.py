@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db import IntegrityError, connection, connections
 
-from monitoring import reading, rounds
+from monitoring import collecting, prometheus, reading, rounds
 from monitoring.claiming import claim
 from monitoring.collecting import collect
 from monitoring.derive import Reading
+from monitoring.manifest import parse
 from monitoring.models import HealthScore, Round, Sample, Series, Snapshot, Target
-from monitoring.scraping import MemorySource
+from monitoring.prometheus import Keep
+from monitoring.scraping import MemorySource, understand
 from monitoring.storing import store
-from tests.monitoring.factories import INTERVAL, T0, ServiceFactory, TargetFactory, exposition
+from tests.monitoring.factories import INTERVAL, MANIFEST, T0, ServiceFactory, TargetFactory, exposition
 
 pytestmark = pytest.mark.django_db
 
@@ -184,6 +189,163 @@ def test_a_round_costs_few_queries_however_many_targets(django_assert_max_num_qu
     few = cost(T0)
     TargetFactory.create_batch(20)
     assert cost(T0 + INTERVAL) <= few + 2
+
+
+# --- Bad days ----------------------------------------------------------------------------------------------------
+
+
+class Ticking:
+    """The twin with a clock that nobody sets: it shows what `seconds` says, whatever the round's date is."""
+
+    def __init__(self, *, boot: str = "boot") -> None:
+        self.boot, self.seconds, self.text = boot, 0.0, ""
+
+    def read(
+        self, url: str, *, at: float, timeout_seconds: float | None = None, keep: Keep | None = None
+    ) -> prometheus.Snapshot:
+        return replace(understand(self.text, at=at, keep=keep), clock=prometheus.Clock(self.boot, self.seconds))
+
+
+@pytest.mark.parametrize(
+    ("jump", "boot", "rate"),
+    [
+        (timedelta(), "boot", 1.0),
+        (timedelta(minutes=3), "boot", 1.0),
+        (timedelta(seconds=-115), "boot", 1.0),
+        (timedelta(hours=2), "boot", 1.0),
+        (timedelta(days=-1), "boot", 1.0),
+        # After a boot only the date is left; without a usable one there is a gap, never a wrong rate.
+        (timedelta(hours=2), "another", None),
+        (timedelta(days=-1), "another", None),
+    ],
+)
+def test_a_clock_that_jumps_gives_no_wrong_rate(jump: timedelta, boot: str, rate: float | None) -> None:
+    target = TargetFactory()
+    source = Ticking()
+    source.text = exposition(requests=0)
+    collect(T0, source=source)
+    source.seconds, source.boot, source.text = 60.0, boot, exposition(requests=60)
+    assert collect(T0 + INTERVAL + jump, source=source) is not None
+    found = latest(target, "requests_per_second", endpoint="*")
+    assert found == (None if rate is None else pytest.approx(rate))
+
+
+def test_the_rate_is_over_the_time_between_the_answers_and_not_between_the_rounds() -> None:
+    target = TargetFactory()
+    source = Ticking()
+    source.text = exposition(requests=0)
+    collect(T0, source=source)
+    source.seconds, source.text = 75.0, exposition(requests=150)
+    collect(T0 + INTERVAL, source=source)
+    assert latest(target, "requests_per_second", endpoint="*") == pytest.approx(2.0)
+
+
+def test_a_round_that_is_overtaken_counts_nothing_twice() -> None:
+    overtaken, other = TargetFactory(), TargetFactory()
+    source = MemorySource({overtaken.url: exposition(), other.url: exposition()})
+    collect(T0, source=source)
+
+    slow = MemorySource({overtaken.url: exposition(requests=60), other.url: exposition(requests=60)})
+    # Between what this round read and what it writes, another one has written.
+    writing = collecting._remember
+
+    def late(*arguments: Any) -> set[int]:
+        Snapshot.objects.filter(target=overtaken).update(at=T0 + 2 * INTERVAL)
+        return writing(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collecting, "_remember", late)
+        collect(T0 + INTERVAL, source=slow)
+    assert latest(overtaken, "requests_per_second", endpoint="*") is None
+    assert latest(other, "requests_per_second", endpoint="*") == pytest.approx(1.0)
+    assert Snapshot.objects.get(target=overtaken).at == T0 + 2 * INTERVAL, "the newer one stays"
+
+
+def test_a_series_that_comes_and_goes_is_never_counted_twice() -> None:
+    target = TargetFactory()
+    gone = exposition(requests=0).replace("players", "other")
+    total = 0.0
+    for number, text in enumerate((exposition(requests=30), gone, exposition(requests=40), exposition(requests=100))):
+        collect(T0 + number * INTERVAL, source=MemorySource({target.url: text}))
+        total += 60 * (reading.latest(target.service, "requests_per_second", endpoint="players") or 0) if number else 0
+    # It is there again after a round without it: then it is new, and its value is all that is known of it.
+    assert total == pytest.approx(40 + 60)
+
+
+def test_a_manifest_of_another_version_fails_its_own_target_only() -> None:
+    good, bad = TargetFactory(), TargetFactory(service=ServiceFactory(manifest={"service": 5}))
+    done = collect(T0, source=MemorySource({good.url: exposition(), bad.url: exposition()}))
+    assert done is not None
+    assert set(done.failed) == {bad.pk}
+    assert "Refresh" in done.failed[bad.pk]
+    assert (latest(good, "up"), latest(bad, "up")) == (1.0, 0.0)
+
+
+def test_what_a_scrape_took_and_whether_it_came_late_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick, slow, dead = TargetFactory(), TargetFactory(), TargetFactory()
+    took = {quick.pk: 0.2, slow.pk: 6.5, dead.pk: 9.0}
+    real = collecting._ask
+
+    def timed(*arguments: Any) -> dict[int, Any]:
+        return {pk: replace(answer, seconds=took[pk]) for pk, answer in real(*arguments).items()}
+
+    monkeypatch.setattr(collecting, "_ask", timed)
+    collect(T0, source=MemorySource({quick.url: exposition(), slow.url: exposition()}))
+    assert (latest(quick, "scrape_seconds"), latest(quick, "scrape_late")) == (0.2, 0.0)
+    assert (latest(slow, "scrape_seconds"), latest(slow, "scrape_late")) == (6.5, 1.0)
+    assert (latest(dead, "scrape_seconds"), latest(dead, "scrape_late")) == (None, 1.0)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_target_that_hangs_costs_its_own_timeout_and_nobody_elses() -> None:
+    """A real one: it takes the connection and says nothing. Twenty of them, and one that answers."""
+    manifest = parse(MANIFEST + "[metrics]\ntimeout_seconds = 0.3\n").model_dump(mode="json")
+    text = exposition(requests=5).encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n".encode()
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as talking:
+
+        def answer() -> None:
+            connected, _ = talking.accept()
+            with connected:
+                connected.recv(65536)
+                connected.sendall(head + text)
+
+        server = threading.Thread(target=answer, daemon=True)
+        server.start()
+        good = TargetFactory(url=f"http://127.0.0.1:{talking.getsockname()[1]}/metrics")
+        hanging = [
+            TargetFactory(
+                service=ServiceFactory(manifest=manifest), url=f"http://127.0.0.1:{silent.getsockname()[1]}/{number}"
+            )
+            for number in range(20)
+        ]
+        done = collect(T0, spread_seconds=0.0)
+        server.join()
+    assert done is not None
+    assert set(done.failed) == {target.pk for target in hanging}
+    assert set(done.failed.values()) == {"It did not answer within 0.3 s."}
+    assert latest(good, "up") == 1.0
+    # Together, not one after the other: each took about its own timeout.
+    assert latest(good, "threads") is not None
+    assert latest(good, "open_fds") is not None
+
+
+def test_targets_have_a_moment_of_their_own_that_stays() -> None:
+    moments = [collecting._moment(f"http://service-{number}.test/metrics") for number in range(200)]
+    assert moments == [collecting._moment(f"http://service-{number}.test/metrics") for number in range(200)]
+    assert all(0 <= moment < 1 for moment in moments)
+    assert all(any(tenth <= 10 * moment < tenth + 1 for moment in moments) for tenth in range(10))
+
+
+def test_no_personal_data_is_kept_between_rounds() -> None:
+    target = TargetFactory()
+    text = exposition(view="/players/4711?mail=alice@example.org").replace(
+        'method="GET"', 'method="GET",client="10.1.2.3",session="s3cret"'
+    )
+    collect(T0, source=MemorySource({target.url: text}))
+    kept = repr(prometheus.unpack(bytes(Snapshot.objects.get().body)).layout.series)
+    assert "/players/{id}" in kept
+    assert not any(word in kept for word in ("4711", "alice", "10.1.2.3", "s3cret", "client"))
 
 
 # --- Claims ------------------------------------------------------------------------------------------------------

@@ -17,6 +17,11 @@ command = "pytest -q --junitxml={report}"
 values = [1, 2, 4, 8]
 [protected]
 paths = ["realm/auth/**"]
+[metrics]
+timeout_seconds = 2.5
+[metrics.map]
+unit = "milliseconds"
+latency = "shop_ms"
 """
 
 
@@ -55,6 +60,13 @@ def test_survives_the_way_through_the_database() -> None:
         ("realm/auth", "../auth", 11, "outside the repository"),
         ("GUNICORN_THREADS", "threads", 8, "environment variable"),
         ("[1, 2, 4, 8]", "[1]", 9, "at least 2"),
+        ("2.5", "600", 13, "less than or equal to 60.*timeout_seconds = 5"),
+        ("milliseconds", "hours", 15, "'seconds', 'milliseconds' or 'microseconds'.*unit ="),
+        ("shop_ms", "shop{}", 16, "not the name of a metric.*as the service's metrics page shows it"),
+        ("latency =", "latncy =", 16, "did you mean 'latency'"),
+        ("timeout_seconds = 2.5", 'promql = "prometheus"', 13, "not the address of a Prometheus API.*http://"),
+        ("timeout_seconds = 2.5", "selector = 'up or x'", 13, "does not select series"),
+        ("timeout_seconds = 2.5", 'dialect = "cobol"', 13, "not a dialect.*micrometer"),
         ("[1, 2, 4, 8]", "4", 9, "should be a list.*values ="),
     ],
 )
