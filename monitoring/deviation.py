@@ -24,7 +24,7 @@ MAD_TO_SIGMA = 1.4826
 # buckets jump from one to the next and means follow single requests: the median absolute deviation does not see that.
 HIGHEST_OF_HOUR = 2.32
 # A signal that another one must agree with counts for at most so much more than that one.
-AGREEMENT_Z = 0.5
+AGREEMENT_Z = 0.3
 # A day that is a little slower than others as a whole is no incident, and what is left of it would add up to one.
 LEVEL_SECONDS = 5400.0
 MOST_LEVEL_LOG = 0.1
@@ -57,8 +57,8 @@ class Sum:
 # One interval that is far out, some that are less so, or a small shift that stays: a doubled latency is found in its
 # second interval, one and a half times in a few, and false alarms stay rarer than one in ten weeks. Chosen on thirty
 # simulated weeks; `manage.py drill` measures on others.
-STEPS = (Step(1, 1, 5.0), Step(2, 3, 3.0))
-SUM = Sum(12, 1.15, 4.7, 4.0)
+STEPS = (Step(1, 1, 4.3), Step(2, 3, 2.8))
+SUM = Sum(12, 1.15, 4.6, 4.0)
 CALM_Z = 1.5
 
 
