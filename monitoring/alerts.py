@@ -178,7 +178,7 @@ DEFAULT_RULES = (
         kind=Kind.DEVIATION,
         labels=WHOLE,
         threshold=1.5,
-        strictness=1.3,
+        strictness=2.0,
         minimum_requests=100,
         clear_intervals=3,
     ),
@@ -359,7 +359,7 @@ def _deviation(rule: Rule, facts: Facts) -> Judgement:
         least_requests=rule.minimum_requests,
         share=deviation.is_share(rule.signal),
         strictness=rule.strictness,
-        also=deviation.raised(facts.trail.at, facts.also_trail.at, facts.also_trail.value, facts.also_pattern)
+        also=deviation.apart(facts.trail.at, facts.also_trail.at, facts.also_trail.value, facts.also_pattern)
         if rule.also
         else None,
     )

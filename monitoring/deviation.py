@@ -23,7 +23,8 @@ MAD_TO_SIGMA = 1.4826
 # The largest of an hour's 60 normal values lies so many standard deviations out on average. Quantiles of coarse
 # buckets jump from one to the next and means follow single requests: the median absolute deviation does not see that.
 HIGHEST_OF_HOUR = 2.32
-ALSO_Z = 1.0
+# A signal that another one must agree with counts for at most so much more than that one.
+AGREEMENT_Z = 0.3
 # A day that is a little slower than others as a whole is no incident, and what is left of it would add up to one.
 LEVEL_SECONDS = 5400.0
 MOST_LEVEL_LOG = 0.1
@@ -54,9 +55,10 @@ class Sum:
 
 
 # One interval that is far out, some that are less so, or a small shift that stays: a doubled latency is found in its
-# second interval, one and a half times in a few, and false alarms stay rarer than one in ten weeks: `manage.py drill`.
-STEPS = (Step(1, 1, 6.0), Step(2, 3, 3.2))
-SUM = Sum(12, 1.2, 5.5, 4.0)
+# second interval, one and a half times in a few, and false alarms stay rarer than one in ten weeks. Chosen on thirty
+# simulated weeks; `manage.py drill` measures on others.
+STEPS = (Step(1, 1, 4.3), Step(2, 3, 2.8))
+SUM = Sum(12, 1.15, 4.6, 4.0)
 CALM_Z = 1.5
 
 
@@ -64,11 +66,13 @@ CALM_Z = 1.5
 class Usual:
     """What is usual: `centre` in the signal's unit, `spread` on the scale of comparison, from how many `days`.
 
-    `days` 0: the last day as a whole, because the hours of the earlier ones are not known yet.
+    `core` is the spread without what sticks out of it. `days` 0: the last day as a whole, because the hours of the
+    earlier ones are not known yet.
     """
 
     centre: float
     spread: float
+    core: float
     days: int
 
 
@@ -126,7 +130,8 @@ def usual(
     if known_days and len(today) >= LEAST_SAMPLES / 2:
         level = float(np.median(np.log(np.maximum(today, 1e-9)))) - centre
         centre += float(np.clip(level, -MOST_LEVEL_LOG, MOST_LEVEL_LOG))
-    return Usual(math.exp(centre), max(spread, highest / HIGHEST_OF_HOUR, LEAST_SPREAD_LOG), known_days)
+    core = max(spread, LEAST_SPREAD_LOG)
+    return Usual(math.exp(centre), max(core, highest / HIGHEST_OF_HOUR), core, known_days)
 
 
 def _usual_share(value: NDArray[np.float64], requests: NDArray[np.float64], days: int) -> Usual | None:
@@ -137,7 +142,8 @@ def _usual_share(value: NDArray[np.float64], requests: NDArray[np.float64], days
     centre = max(float(value[calm] @ requests[calm] / max(requests[calm].sum(), 1.0)), LEAST_USUAL_RATIO)
     off = _anscombe(value * requests) - _anscombe(centre * requests)
     # Counts that vary more than chance (1) let it: bursts, retries.
-    return Usual(centre, max(1.0, MAD_TO_SIGMA * float(np.median(np.abs(off - np.median(off))))), days)
+    spread = max(1.0, MAD_TO_SIGMA * float(np.median(np.abs(off - np.median(off)))))
+    return Usual(centre, spread, spread, days)
 
 
 def _anscombe(counts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -155,13 +161,13 @@ def deviation(
     least: float,
     least_requests: float,
     share: bool,
-    also: NDArray[np.bool_] | None = None,
+    also: NDArray[np.float64] | None = None,
     strictness: float = 1.0,
 ) -> Deviation | None:
     """How far above the usual the interval that ended at `now` is; None when it was not measured or too quiet.
 
-    Only a value above `least` counts as beyond: `least` is a share, or a multiple of the usual for other signals; and
-    only one that another signal agrees with, where `also`[n] is given (see `raised`). `strictness` divides every z.
+    Only a value above `least` counts as beyond: `least` is a share, or a multiple of the usual for other signals.
+    Where `also`[n] is given, the z of another signal (see `apart`), it must agree. `strictness` divides every z.
     Arrays as in `usual`; only the intervals of the sum are looked at.
     """
     first = int(np.searchsorted(at, now - (SUM.of - 0.5) * interval_seconds))
@@ -173,12 +179,14 @@ def deviation(
         z = (_anscombe(value * requests) - _anscombe(usual.centre * requests)) / (usual.spread * strictness)
         counts = value > least
     else:
-        z = np.log(np.maximum(value, 1e-9) / usual.centre) / (usual.spread * strictness)
+        # What sticks out of the usual is the other signal's business where there is one.
+        spread = usual.spread if also is None else usual.core
+        z = np.log(np.maximum(value, 1e-9) / usual.centre) / (spread * strictness)
         counts = value > least * usual.centre
     # What was too quiet to be judged is no evidence for anything.
     counts &= requests >= least_requests
     if also is not None:
-        counts &= also[first:last]
+        z = np.minimum(z, also[first:last] + AGREEMENT_Z)
     newest = float(z[-1])
     if not counts[-1] or newest <= SUM.allowance:
         return Deviation(newest, float(value[-1]), False, False)
@@ -197,15 +205,15 @@ def deviation(
     return Deviation(newest, float(value[-1]), newest > STEPS[-1].z, False)
 
 
-def raised(
+def apart(
     wanted_at: NDArray[np.float64], at: NDArray[np.float64], value: NDArray[np.float64], usual: Usual | None
-) -> NDArray[np.bool_]:
-    """Whether a size was above its usual at each of the unix seconds `wanted_at`[n] (bool[n]), False where not known.
+) -> NDArray[np.float64]:
+    """How far a size is from its usual at each of the unix seconds `wanted_at`[n]: z[n], -inf where not known.
 
     It corroborates another signal: one stuck request moves the mean of a quiet minute, but not its median.
     """
     if usual is None or not len(at):
-        return np.zeros(len(wanted_at), bool)
+        return np.full(len(wanted_at), -np.inf)
     place = np.minimum(np.searchsorted(at, wanted_at), len(at) - 1)
     z = np.log(np.maximum(value[place], 1e-9) / usual.centre) / usual.spread
-    return np.asarray((at[place] == wanted_at) & (z > ALSO_Z))
+    return np.where(at[place] == wanted_at, z, -np.inf)

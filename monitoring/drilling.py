@@ -129,7 +129,7 @@ def simulate(
 
     `fault` begins at the unix second `begins_at`, which may be inside an interval.
     """
-    at = MONDAY + INTERVAL * (first + 1 + np.arange(rounds))
+    at = np.asarray(MONDAY + INTERVAL * (first + 1 + np.arange(rounds)), dtype=np.float64)
     clock = (at - MONDAY) % DAY / DAY
     weekend = (at - MONDAY) % WEEK >= 5 * DAY
     load = 0.5 - 0.5 * np.cos(2 * np.pi * (clock - 0.15))

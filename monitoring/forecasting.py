@@ -37,12 +37,13 @@ def forecast(at: NDArray[np.float64], value: NDArray[np.float64]) -> Forecast | 
     """
     if len(at) < LEAST_POINTS or at[-1] <= at[0]:
         return None
+    now = float(at[-1])
     if len(at) > MOST_POINTS:
         at, value = _thinned(at, value)
     slope, low, _ = slope_with_interval(at, value)
     # The newest values, as the line has them: one odd sample must not move the start.
     newest = slice(-5, None)
-    level = float(np.median(value[newest] + slope * (at[-1] - at[newest])))
+    level = float(np.median(value[newest] + slope * (now - at[newest])))
     return Forecast(level, slope, low)
 
 

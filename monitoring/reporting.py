@@ -296,6 +296,7 @@ def alert_row(alert: Alert) -> dict[str, Any]:
         "labels": alert.labels,
         "value": alert.value,
         "message": alert.message,
+        "flapping": alert.is_flapping,
         "since": alert.since.isoformat(),
     }
 

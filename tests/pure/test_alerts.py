@@ -4,7 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from monitoring.alerts import DEFAULT_RULES, SILENT_INTERVALS, Move, Rule, holds, next_move
+from monitoring.alerts import (
+    DEFAULT_RULES,
+    FLAP_CALM_INTERVALS,
+    FLAP_WINDOW_SECONDS,
+    KINDS,
+    SILENT_INTERVALS,
+    Facts,
+    Kind,
+    Move,
+    Rule,
+    Track,
+    advance,
+    clear_intervals_of,
+    flaps,
+    holds,
+    hours_in_words,
+    judge,
+    next_move,
+)
 
 ABOVE = Rule("r", "…", "error_ratio", threshold=0.05)
 BELOW = Rule("r", "…", "up", is_below=True, threshold=1.0)
@@ -73,3 +91,83 @@ def test_fires_after_exactly_as_many_rounds_as_the_rule_says(wait: int) -> None:
 
 def test_default_rules_have_distinct_names() -> None:
     assert len({rule.name for rule in DEFAULT_RULES}) == len(DEFAULT_RULES)
+
+
+def test_every_kind_has_its_arithmetic_and_a_default_rule() -> None:
+    assert set(KINDS) == set(Kind)
+    assert {rule.kind for rule in DEFAULT_RULES} == set(Kind)
+
+
+HYSTERESIS = Rule("r", "…", "error_ratio", threshold=0.05, clear_threshold=0.02, for_intervals=1, clear_intervals=3)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.06, 0.04, 0.04, 0.04, 0.04], "firing"),  # not above, but not clear either
+        ([0.06, 0.01, 0.01], "firing"),
+        ([0.06, 0.01, 0.01, 0.01], None),
+        ([0.06, 0.01, 0.01, 0.04, 0.01, 0.01], "firing"),  # calm begins anew
+        ([0.06, 0.01, 0.01, 0.06, 0.01, 0.01], "firing"),
+        ([0.04], None),
+    ],
+)
+def test_hysteresis_and_calm(values: list[float], expected: str | None) -> None:
+    track: Track | None = None
+    for value in values:
+        _, track = advance(track, HYSTERESIS, judge(HYSTERESIS, Facts(0.0, 60.0, value=value)))
+    assert (track.state if track else None) == expected
+
+
+def test_hysteresis_of_a_lower_limit_is_above_it() -> None:
+    rule = Rule("r", "…", "up", is_below=True, threshold=0.5, clear_threshold=0.9)
+    assert [judge(rule, Facts(0.0, 60.0, value=value)).is_clear for value in (0.4, 0.6, 0.9)] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("silent", "held"), [(None, None), (10.0, False), (59.0, False), (61.0, True)], ids=["unknown", "10", "59", "61"]
+)
+def test_heartbeat(silent: float | None, held: bool | None) -> None:
+    rule = Rule("r", "…", "heartbeat", kind=Kind.HEARTBEAT, threshold=60.0)
+    assert judge(rule, Facts(0.0, 15.0, silent_seconds=silent)).held is held
+
+
+@pytest.mark.parametrize(("value", "silent", "held"), [(1.0, None, False), (None, None, None), (None, 300.0, True)])
+def test_missing(value: float | None, silent: float | None, held: bool | None) -> None:
+    rule = Rule("r", "…", "up", kind=Kind.MISSING)
+    assert judge(rule, Facts(0.0, 60.0, value=value, silent_seconds=silent)).held is held
+
+
+@pytest.mark.parametrize(
+    ("ago", "expected"),
+    [
+        ([], False),
+        ([10, 20], False),
+        ([10, 20, 30], True),
+        ([10, 20, FLAP_WINDOW_SECONDS + 1], False),
+        ([-10, 10, 20], False),  # the clock was set back
+    ],
+)
+def test_flaps(ago: list[float], expected: bool) -> None:
+    assert flaps([1e9 - seconds for seconds in ago], now=1e9) is expected
+
+
+def test_a_flapping_alert_has_to_be_calm_for_longer() -> None:
+    assert clear_intervals_of(HYSTERESIS, is_flapping=False) == 3
+    assert clear_intervals_of(HYSTERESIS, is_flapping=True) == FLAP_CALM_INTERVALS
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (45, "45 s"),
+        (60, "1 min"),
+        (300, "5 min"),
+        (3600, "1 h"),
+        (5400, "1.5 h"),
+        (259_200, "3 d"),
+        (float("inf"), "for ever"),
+    ],
+)
+def test_time_in_words(seconds: float, words: str) -> None:
+    assert hours_in_words(seconds) == words

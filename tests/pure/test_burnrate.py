@@ -1,0 +1,92 @@
+"""Burn rates against the definition, and the guards."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from monitoring.burnrate import FAST, SLOW, Window, burning
+
+NOW = 1_000_000_000.0
+
+
+def week(ratio_now: float, minutes: float, *, per_minute: float = 600.0, before: float = 0.0):
+    """Four days of minutes; in the last `minutes` the bad share is `ratio_now`."""
+    at = NOW - 60.0 * np.arange(5760)[::-1]
+    ratio = np.where(at > NOW - 60 * minutes, ratio_now, before)
+    return at, ratio, np.full(len(at), per_minute)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "minutes", "windows", "factor"),
+    [
+        (0.02, 60, FAST, 14.4),
+        (0.02, 10, FAST, None),  # only the short window burns
+        (0.2, 10, FAST, 14.4),  # a tenfold failure spends in ten minutes what the other does in an hour
+        (0.0145, 60, FAST, 14.4),
+        (0.0065, 6 * 60, FAST, 6.0),
+        (0.004, 6 * 60, FAST, None),
+        (0.0035, 24 * 60, SLOW, 3.0),
+        (0.0012, 3 * 24 * 60, SLOW, 1.0),
+        (0.0009, 3 * 24 * 60, SLOW, None),
+    ],
+)
+def test_fires_when_both_windows_agree(
+    ratio: float, minutes: float, windows: tuple[Window, ...], factor: float | None
+) -> None:
+    found = burning(*week(ratio, minutes), now=NOW, objective=0.999, windows=windows)
+    assert (found.window.factor if found else None) == factor
+
+
+def test_ends_soon_after_the_failures_do() -> None:
+    at, ratio, requests = week(0.1, 60)
+    ratio[at > NOW - 360] = 0.0
+    assert burning(at, ratio, requests, now=NOW, objective=0.999, windows=FAST[:1]) is None
+
+
+def test_weighs_by_requests_as_the_definition_does() -> None:
+    rng = np.random.default_rng(3)
+    at, _, _ = week(0.0, 0)
+    requests = rng.poisson(200, len(at)).astype(float)
+    bad = rng.binomial(requests.astype(int), 0.03)
+    ratio = bad / np.maximum(requests, 1)
+    found = burning(at, ratio, requests, now=NOW, objective=0.999, windows=FAST)
+    hour = at > NOW - 3600
+    assert found is not None
+    assert found.long == pytest.approx(bad[hour].sum() / requests[hour].sum() / 0.001)
+    assert (found.bad, found.requests) == (pytest.approx(bad[hour].sum()), requests[hour].sum())
+
+
+def test_a_quiet_minute_that_failed_is_outweighed() -> None:
+    at, ratio, requests = week(0.0, 0)
+    ratio[-5:], requests[-5:] = 1.0, 1.0
+    requests[-4] = 10_000.0
+    ratio[-4] = 0.0
+    assert burning(at, ratio, requests, now=NOW, objective=0.999, windows=FAST) is None
+
+
+@pytest.mark.parametrize(("least_requests", "least_bad", "fires"), [(0, 0, True), (20, 0, False), (0, 10, False)])
+def test_little_traffic_is_no_incident(least_requests: float, least_bad: float, fires: bool) -> None:
+    at, ratio, requests = week(1.0, 5, per_minute=1.0)
+    found = burning(
+        at,
+        ratio,
+        requests,
+        now=NOW,
+        objective=0.999,
+        windows=FAST[:1],
+        least_requests=least_requests,
+        least_bad=least_bad,
+    )
+    assert (found is not None) is fires
+
+
+def test_waits_for_as_much_history_as_the_short_window_has() -> None:
+    at, ratio, requests = (part[-3:] for part in week(0.5, 60))
+    assert burning(at, ratio, requests, now=NOW, objective=0.999, windows=FAST) is None
+
+
+@pytest.mark.parametrize("objective", [0.0, 1.0, 99.9])
+def test_refuses_an_objective_without_a_budget(objective: float) -> None:
+    with pytest.raises(ValueError, match="no error budget"):
+        burning(*week(0, 0), now=NOW, objective=objective, windows=FAST)
