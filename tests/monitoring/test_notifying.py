@@ -349,6 +349,18 @@ def test_pages_each_at_their_step_until_called_off(memory: MemoryNotifier) -> No
     assert Notice.objects.get(contact__name="third").state == "called off"
 
 
+@pytest.mark.parametrize(("came_of_it", "state"), [(Outbox.SENT, "sent"), (Outbox.WAITING, "called off")])
+def test_what_is_called_off_while_it_is_sent(came_of_it: Outbox, state: str) -> None:
+    realm = ServiceFactory()
+    step(contact())
+    notifying.page(realm, key="k", title="t", body="b", at=T0)
+    (claimed,) = notifying._claim(T0, 1)
+    notifying.call_off(realm, key="k", because="bob has it")
+    notifying._record(claimed, notifying.Result(came_of_it, "it said"), T0)
+    assert Notice.objects.get().state == state
+    assert notifying.send_due(T0 + notifying.LEASE, notifiers={}) == 0
+
+
 def test_page_is_taken_by_a_person(memory: MemoryNotifier, bob: User) -> None:
     realm = ServiceFactory()
     step(contact("first"))
