@@ -129,7 +129,7 @@ class ContactAdmin(admin.ModelAdmin[Contact]):
 @admin.register(EscalationStep)
 class EscalationStepAdmin(Audited, admin.ModelAdmin[EscalationStep]):
     nothing = "Nobody is told of any alert. Add a step for a contact; without a service it counts for every service."
-    list_display = ["contact", "for_service", "when", "again", "critical_only"]
+    list_display = ["contact", "for_service", "when", "again", "of_what"]
     list_filter = ["service"]
     list_select_related = ["service", "contact"]
     show_full_result_count = False
@@ -142,6 +142,10 @@ class EscalationStepAdmin(Audited, admin.ModelAdmin[EscalationStep]):
     @admin.display(description="is told", ordering="after_minutes")
     def when(self, step: EscalationStep) -> str:
         return f"after {step.after_minutes} min without an acknowledgement" if step.after_minutes else "at once"
+
+    @admin.display(description="of", ordering="critical_only")
+    def of_what(self, step: EscalationStep) -> str:
+        return "critical alerts" if step.critical_only else "all alerts"
 
     @admin.display(ordering="repeat_minutes")
     def again(self, step: EscalationStep) -> str:

@@ -8,7 +8,7 @@ from datetime import time, timedelta
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import connections
+from django.db import connections, transaction
 
 from approvals.models import AuditEntry
 from monitoring import answering, notifying, rounds
@@ -326,6 +326,31 @@ def test_many_workers_tell_each_thing_once(memory: MemoryNotifier) -> None:
         sent = sum(pool.map(work, range(4)))
     assert sent == Notice.objects.count() == len(memory.attempts) == 2  # six services: one message for each contact
     assert Mention.objects.count() == 12
+
+
+@pytest.mark.django_db(transaction=True)
+def test_skips_what_another_worker_is_just_claiming() -> None:
+    step(contact())
+    firing()
+    notifying.decide(T0)
+    claimed, looked = threading.Event(), threading.Event()
+
+    def other() -> int:
+        try:
+            with transaction.atomic():
+                rows = notifying._claim(T0, 1)
+                claimed.set()
+                looked.wait(timeout=2)  # not committed yet
+            return len(rows)
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        theirs = pool.submit(other)
+        assert claimed.wait(timeout=10)
+        mine = notifying._claim(T0, 1)
+        looked.set()
+        assert (theirs.result(), mine) == (1, [])
 
 
 # -- Pages and tests ------------------------------------------------------------------------------------------------
