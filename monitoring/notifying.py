@@ -274,7 +274,9 @@ def _record(notice: Notice, result: Result, at: datetime) -> bool:
     else:
         seconds = max(delay, result.after_seconds or 0.0)
         changes |= {"next_at": at + timedelta(seconds=seconds), "last_error": words[:500]}
-    won = Notice.objects.waiting().filter(pk=notice.pk, lease=notice.lease).update(**changes)
+    ours = Notice.objects.filter(pk=notice.pk, lease=notice.lease)
+    # What was called off while it was being sent was sent, if it was; another attempt there is not.
+    won = (ours if result.state is Outbox.SENT else ours.filter(state=Outbox.WAITING)).update(**changes)
     if not won:
         log.warning("Notice %s: another worker has it since, or it was called off", notice.pk)
     return bool(won) and result.state is Outbox.SENT
@@ -331,8 +333,7 @@ def page(
 def call_off(service: Service, *, key: str, because: str) -> int:
     """Tell nobody else of the page `key`: somebody has it, or it is over. Returns how many were not told."""
     waiting = Notice.objects.waiting().filter(service=service, page_key=key[:100])
-    # One that is being sent right now is called off too: should it need another attempt, there is none.
-    return waiting.update(state=Outbox.CALLED_OFF, last_error=because[:500], lease=None, leased_until=None)
+    return waiting.update(state=Outbox.CALLED_OFF, last_error=because[:500])
 
 
 def send_test(contact: Contact, *, actor: User, at: datetime) -> Notice:

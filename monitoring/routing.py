@@ -116,7 +116,7 @@ INHIBITIONS: tuple[Inhibition, ...] = (
     Inhibition(
         BLIND,
         "its metrics can't be read, so its numbers are those of before",
-        names=("traffic-silent",),
+        names=("traffic-silent", "latency-*", "error-*", "errors-*"),  # by name as well: a deleted rule has no signal
         signals=MEASURED,
     ),
     Inhibition(
@@ -229,6 +229,8 @@ def due(alert: Raised, steps: Sequence[Step], told: Sequence[Told], *, at: datet
             unheard = bool(earlier) and all(one is not None and one.state is Outbox.DEAD for one in earlier)
             if waited or unheard:
                 found.append(Due(alert.id, step.contact_id, Kind.FIRING, 1))
+        elif before.state is Outbox.WAITING:
+            continue  # the last message has not reached them yet: another one would only queue behind it
         elif step.repeat_minutes and at - before.at >= timedelta(minutes=step.repeat_minutes):
             found.append(Due(alert.id, step.contact_id, Kind.FIRING, before.number + 1))
     return found

@@ -7,6 +7,7 @@ from typing import Any
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.auth.models import User
+from django.db import models
 from django.db.models import QuerySet
 from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -20,9 +21,10 @@ from approvals.readonly import ReadOnly
 from monitoring import answering, notifying, recurrence
 from monitoring.admin.pages import NONE, Audited
 from monitoring.models import Contact, EscalationStep, MaintenanceWindow, Notice, Silence
-from monitoring.notifiers import NOTIFIERS
+from monitoring.notifiers import NOTIFIERS, Message
 from monitoring.routing import Kind, Outbox
 
+FEW_LABELS = forms.Textarea(attrs={"rows": 2, "class": "vLargeTextField"})
 SECRET = forms.PasswordInput(render_value=False, attrs={"autocomplete": "new-password", "class": "vTextField"})
 
 
@@ -127,7 +129,7 @@ class ContactAdmin(admin.ModelAdmin[Contact]):
 @admin.register(EscalationStep)
 class EscalationStepAdmin(Audited, admin.ModelAdmin[EscalationStep]):
     nothing = "Nobody is told of any alert. Add a step for a contact; without a service it counts for every service."
-    list_display = ["contact", "for_service", "when", "again", "critical_only"]
+    list_display = ["contact", "for_service", "when", "again", "of_what"]
     list_filter = ["service"]
     list_select_related = ["service", "contact"]
     show_full_result_count = False
@@ -140,6 +142,10 @@ class EscalationStepAdmin(Audited, admin.ModelAdmin[EscalationStep]):
     @admin.display(description="is told", ordering="after_minutes")
     def when(self, step: EscalationStep) -> str:
         return f"after {step.after_minutes} min without an acknowledgement" if step.after_minutes else "at once"
+
+    @admin.display(description="of", ordering="critical_only")
+    def of_what(self, step: EscalationStep) -> str:
+        return "critical alerts" if step.critical_only else "all alerts"
 
     @admin.display(ordering="repeat_minutes")
     def again(self, step: EscalationStep) -> str:
@@ -163,6 +169,7 @@ class SilenceAdmin(admin.ModelAdmin[Silence]):
     show_full_result_count = False
     fields = ["service", "rule", "labels", "starts_at", "ends_at", "reason"]
     change_form_template = "admin/monitoring/silence/page.html"
+    formfield_overrides = {models.JSONField: {"widget": FEW_LABELS}}
 
     def has_change_permission(self, request: HttpRequest, obj: Silence | None = None) -> bool:
         return False  # what was silenced stays on record; it is ended, and another one made
@@ -244,12 +251,12 @@ class MaintenanceWindowAdmin(Audited, admin.ModelAdmin[MaintenanceWindow]):
         day = f"from {row.first_day}" if row.recurrence else f"once, {row.first_day}"
         return f"{row.recurrence} {day} {row.begins:%H:%M}, {row.duration_minutes} min".strip()
 
-    @admin.display(description="open now", boolean=True)
-    def open_now(self, row: MaintenanceWindow) -> bool:
+    @admin.display(description="open now")
+    def open_now(self, row: MaintenanceWindow) -> str:
         try:
-            return row.enabled and recurrence.open_until(row.window, now()) is not None
-        except recurrence.BadWindow:
-            return False
+            return "yes" if row.enabled and recurrence.open_until(row.window, now()) else "no"
+        except recurrence.BadWindow as error:
+            return str(error)
 
     @admin.display(description="next times")
     def next_times(self, row: MaintenanceWindow) -> SafeString | str:
@@ -277,9 +284,10 @@ class NoticeAdmin(ReadOnly, admin.ModelAdmin[Notice]):
     show_full_result_count = False
     actions = ["try_selected_again"]
     fields = [
-        "title", "kind", "contact", "service", "result", "created_at", "sent_at", "attempts", "next_at", "about", "key",
+        "title", "kind", "contact", "service", "result", "created_at", "sent_at", "attempts", "next_at", "says",
+        "about", "key",
     ]  # fmt: skip
-    readonly_fields = ["result", "about"]
+    readonly_fields = ["result", "says", "about"]
     change_form_template = "admin/monitoring/notice/page.html"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Notice]:
@@ -293,6 +301,12 @@ class NoticeAdmin(ReadOnly, admin.ModelAdmin[Notice]):
     @admin.display(ordering="state")
     def result(self, notice: Notice) -> str:
         return notice_in_words(notice)
+
+    @admin.display
+    def says(self, notice: Notice) -> SafeString:
+        message = Message.from_json(notice.message)
+        texts = [message.body, *(f"{line.service}: {line.text}" for line in message.lines)]
+        return format_html_join("", '<div class="rr-line">{}</div>', ((text,) for text in texts if text))
 
     @admin.display(description="alerts")
     def about(self, notice: Notice) -> SafeString | str:

@@ -138,7 +138,8 @@ class MaintenanceWindow(models.Model):
     first_day = models.DateField()
     begins = models.TimeField(help_text="On the wall clock of its time zone, summer and winter.")
     duration_minutes = models.PositiveIntegerField(
-        validators=[MinValueValidator(1), MaxValueValidator(int(recurrence.LONGEST.total_seconds() // 60))]
+        "duration in minutes",
+        validators=[MinValueValidator(1), MaxValueValidator(int(recurrence.LONGEST.total_seconds() // 60))],
     )
     recurrence = models.CharField(
         max_length=200,

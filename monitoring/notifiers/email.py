@@ -11,7 +11,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.utils import format_datetime, parseaddr
@@ -129,7 +129,11 @@ def composed(message: Message, address: str) -> EmailMessage:
         mail["References"] = f"<{_digest(message.thread)}@{domain}>"
     mail["Auto-Submitted"] = "auto-generated"
     mail["X-Auto-Response-Suppress"] = "All"
-    context = {"message": message, "status": "resolved" if message.kind == "resolved" else message.severity}
+    context = {
+        "message": message,
+        "status": message.kind if message.kind in ("resolved", "test") else message.severity,
+        "lines": [(line, clock(line.starts_at), clock(line.ends_at)) for line in message.lines],
+    }
     # What a template left empty (an absent label) leaves blank lines.
     mail.set_content(re.sub(r"\n{3,}", "\n\n", render_to_string("email/notice.txt", context)).strip() + "\n")
     mail.add_alternative(render_to_string("email/notice.html", context), subtype="html")
@@ -139,6 +143,11 @@ def composed(message: Message, address: str) -> EmailMessage:
 def _domain() -> str:
     """That of the sender."""
     return parseaddr(settings.DEFAULT_FROM_EMAIL)[1].rpartition("@")[2] or "localhost"
+
+
+def clock(moment: str) -> str:
+    """A time for people; empty for none."""
+    return f"{datetime.fromisoformat(moment).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if moment else ""
 
 
 def _digest(text: str) -> str:

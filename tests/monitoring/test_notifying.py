@@ -8,7 +8,7 @@ from datetime import time, timedelta
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import connections
+from django.db import connections, transaction
 
 from approvals.models import AuditEntry
 from monitoring import answering, notifying, rounds
@@ -328,6 +328,31 @@ def test_many_workers_tell_each_thing_once(memory: MemoryNotifier) -> None:
     assert Mention.objects.count() == 12
 
 
+@pytest.mark.django_db(transaction=True)
+def test_skips_what_another_worker_is_just_claiming() -> None:
+    step(contact())
+    firing()
+    notifying.decide(T0)
+    claimed, looked = threading.Event(), threading.Event()
+
+    def other() -> int:
+        try:
+            with transaction.atomic():
+                rows = notifying._claim(T0, 1)
+                claimed.set()
+                looked.wait(timeout=2)  # not committed yet
+            return len(rows)
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        theirs = pool.submit(other)
+        assert claimed.wait(timeout=10)
+        mine = notifying._claim(T0, 1)
+        looked.set()
+        assert (theirs.result(), mine) == (1, [])
+
+
 # -- Pages and tests ------------------------------------------------------------------------------------------------
 
 
@@ -347,6 +372,18 @@ def test_pages_each_at_their_step_until_called_off(memory: MemoryNotifier) -> No
     assert notifying.call_off(realm, key="stuck-1", because="bob tries again.") == 1
     assert go(memory, T0 + 60 * MINUTE) == []
     assert Notice.objects.get(contact__name="third").state == "called off"
+
+
+@pytest.mark.parametrize(("came_of_it", "state"), [(Outbox.SENT, "sent"), (Outbox.WAITING, "called off")])
+def test_what_is_called_off_while_it_is_sent(came_of_it: Outbox, state: str) -> None:
+    realm = ServiceFactory()
+    step(contact())
+    notifying.page(realm, key="k", title="t", body="b", at=T0)
+    (claimed,) = notifying._claim(T0, 1)
+    notifying.call_off(realm, key="k", because="bob has it")
+    notifying._record(claimed, notifying.Result(came_of_it, "it said"), T0)
+    assert Notice.objects.get().state == state
+    assert notifying.send_due(T0 + notifying.LEASE, notifiers={}) == 0
 
 
 def test_page_is_taken_by_a_person(memory: MemoryNotifier, bob: User) -> None:
