@@ -27,12 +27,13 @@ CSS = {Status.HEALTHY: "pass", Status.DEGRADED: "inconclusive", Status.UNHEALTHY
 
 @dataclass(frozen=True)
 class ServiceLine:
-    """A service and its latest health score."""
+    """A service and its latest health score, with that of each component."""
 
     service: Service
     health: str
     css: str
     trend: str
+    parts: str
     at: dt.datetime | None
 
 
@@ -92,6 +93,10 @@ def _services() -> list[ServiceLine]:
 
 def _line(service: Service, newest: HealthScore | None) -> ServiceLine:
     if newest is None:
-        return ServiceLine(service, "not measured yet", CSS[Status.UNKNOWN], "", None)
+        return ServiceLine(service, "not measured yet", CSS[Status.UNKNOWN], "", "", None)
     health = newest.status if newest.score is None else f"{newest.status} ({newest.score:.0f})"
-    return ServiceLine(service, health, CSS[Status(newest.status)], newest.trend, newest.at)
+    parts = (
+        f"{name} {'unknown' if part['score'] is None else format(part['score'], '.0f')}"
+        for name, part in newest.parts.items()
+    )
+    return ServiceLine(service, health, CSS[Status(newest.status)], newest.trend, ", ".join(parts), newest.at)

@@ -20,11 +20,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+T = TypeVar("T")
+
 ASSUMED = 80.0
+LEAST_COST = 0.5  # points of a component; less is no reason worth a word
 DOUBT = 10.0  # points that nothing but missing data can cost
 HEALTHY_FROM, DEGRADED_FROM = 80.0, 50.0
 TREND_POINTS = 3.0  # a smaller change over the window is not called a trend
@@ -100,7 +104,11 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Driver:
-    """One reason for a score below 100. `points` is what the overall score would gain without it."""
+    """One reason for a score below 100. `points` is its share of the points that are missing to 100.
+
+    The missing points are shared out in proportion to what each reason, and not knowing, would cost alone: together
+    they are 100 less the score, and the second reason in a component that is at 0 already is not called harmless.
+    """
 
     what: str
     points: float
@@ -171,8 +179,9 @@ def of_errors(ratio: float, objective_ratio: float) -> float:
 
 
 def beyond_usual(p95_ms: float, usual_p95_ms: float) -> float:
-    # Twice a usual 5 ms is noise that nobody feels, so the comparison starts at 20 ms.
-    return between_factors(max(p95_ms, 20.0) / max(usual_p95_ms, 20.0), 1.3, 10.0)
+    # Twice a usual 5 ms is noise that nobody feels, so the comparison starts at 20 ms. Slower than usual and still
+    # within the objective is a warning and no disaster: at most 60 points.
+    return 0.6 * between_factors(max(p95_ms, 20.0) / max(usual_p95_ms, 20.0), 1.3, 20.0)
 
 
 def vital(name: str, good: float, poor: float, what: str, unit: str) -> Input:
@@ -311,6 +320,14 @@ SCORECARD: dict[str, Part] = {
     ),
 }
 
+ALL_WELL = dict.fromkeys(SCORECARD, 100.0)
+
+
+def in_order(components: Mapping[str, T]) -> dict[str, T]:
+    """In the order of the scorecard, what it does not know last: a database may keep an order of its own."""
+    known = [name for name in SCORECARD if name in components]
+    return {name: components[name] for name in (*known, *sorted(components.keys() - SCORECARD.keys()))}
+
 
 def assess(vitals: Vitals) -> Health:
     """The health that follows from `vitals`."""
@@ -318,15 +335,21 @@ def assess(vitals: Vitals) -> Health:
     confidence = sum(part.weight * len(costs[name]) / len(part.inputs) for name, part in SCORECARD.items())
     scores = {name: _score([cost for _, _, cost in known]) for name, known in costs.items()}
     score = _overall(scores, confidence)
+    alone = {
+        (name, number): 100.0 - _overall({**ALL_WELL, name: _score([cost])}, 1.0)
+        for name, known in costs.items()
+        for number, (_, _, cost) in enumerate(known)
+    }
+    unknown = 100.0 - _overall({name: ALL_WELL[name] if known else None for name, known in costs.items()}, confidence)
+    blamed = sum(alone.values()) + unknown
+    per_point = (100.0 - score) / blamed if blamed > 0 else 0.0
     components = []
     for name, part in SCORECARD.items():
-        drivers = []
-        for given, values, cost in costs[name]:
-            if cost >= 0.5:
-                # As if all were well with this one input.
-                rid = _score([0.0 if other is given else c for other, _, c in costs[name]])
-                gain = _overall({**scores, name: rid}, confidence) - score
-                drivers.append(Driver(given.words(*values), round(gain, 1)))
+        drivers = [
+            Driver(given.words(*values), round(per_point * alone[name, number], 1))
+            for number, (given, values, cost) in enumerate(costs[name])
+            if cost >= LEAST_COST
+        ]
         drivers.sort(key=lambda driver: -driver.points)
         own = scores[name]
         message = _message(own, drivers, _missing(part, vitals))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from django.db import connection
 from django.utils.timezone import now
 
 from monitoring import baselining, health
-from monitoring.models import Alert, Baseline, HealthScore, Service, Target
+from monitoring.models import Alert, Baseline, Service, Target
 
 MOST_POINTS = 300
 STALE_ROUNDS = 5
@@ -26,6 +27,20 @@ BINNED = """
     FROM monitoring_healthscore
     WHERE service_id = %(service)s AND at > %(since)s AND at <= %(until)s
     GROUP BY date_bin(%(step)s, at, %(since)s) ORDER BY 1
+"""
+
+
+# Asking for what is not resolved lets the index of open alerts answer; those of the past are many.
+NEWEST = """
+    SELECT service.id, service.name, newest.at, newest.score, newest.status, newest.trend, newest.confidence,
+           newest.components,
+           EXISTS (SELECT FROM monitoring_alert alert WHERE alert.service_id = service.id AND alert.state = 'firing'
+                   AND NOT (alert.state = 'resolved'))
+    FROM monitoring_service service
+    LEFT JOIN LATERAL (
+        SELECT * FROM monitoring_healthscore WHERE service_id = service.id ORDER BY at DESC LIMIT 1
+    ) newest ON true
+    WHERE service.archived_at IS NULL AND {}
 """
 
 
@@ -76,13 +91,44 @@ def readiness() -> list[Checked]:
     return found
 
 
-def score(service: Service) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Newest:
+    """A service and its newest health score; all but the first two are None when there is none yet."""
+
+    service_id: int
+    name: str
+    at: datetime | None
+    score: float | None
+    status: str | None
+    trend: str | None
+    confidence: float | None
+    components: dict[str, Any] | None
+    is_alerted: bool
+
+
+def newest(name: str = "") -> Newest | None:
+    """Of the watched service of that name, without one of RuneRogue; None when there is no such service.
+
+    One statement of a few looks into indexes, however long the history: this is asked every few seconds.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(NEWEST.format("service.name = %s" if name else "service.is_self"), [name] if name else [])
+        row = cursor.fetchone()
+    if row is None:
+        return None
+    service, known_as, at, value, status, trend, confidence, components, is_alerted = row
+    if isinstance(components, str):  # the driver leaves JSON to Django, whose fields are not asked here
+        components = json.loads(components)
+    return Newest(service, known_as, at, value, status, trend, confidence, components, is_alerted)
+
+
+def score(found: Newest) -> dict[str, Any]:
     """The newest health score with its components and the alerts that are open."""
-    newest = HealthScore.objects.filter(service=service).order_by("-at").first()
-    alerts = [alert_row(alert) for alert in Alert.objects.firing().filter(service=service).select_related("service")]
-    if newest is None:
+    firing = Alert.objects.open().firing().filter(service=found.service_id).select_related("service")
+    alerts = [alert_row(alert) for alert in firing] if found.is_alerted else []
+    if found.at is None:
         return {
-            "service": service.name,
+            "service": found.name,
             "overall_score": None,
             "status": "unknown",
             "trend": "unknown",
@@ -92,18 +138,18 @@ def score(service: Service) -> dict[str, Any]:
             "last_updated": None,
             "message": "Nothing has been collected yet.",
         }
-    stale = now() - newest.at > timedelta(seconds=STALE_ROUNDS * settings.METRICS_COLLECTION_INTERVAL)
+    stale = now() - found.at > timedelta(seconds=STALE_ROUNDS * settings.METRICS_COLLECTION_INTERVAL)
     return {
-        "service": service.name,
+        "service": found.name,
         # An old score is not today's health: collection stands still.
-        "overall_score": None if stale else rounded(newest.score),
-        "status": "unknown" if stale else newest.status,
-        "trend": "unknown" if stale else newest.trend,
-        "confidence": round(newest.confidence, 2),
-        "components": {name: component_row(part) for name, part in newest.parts.items()},
+        "overall_score": None if stale else rounded(found.score),
+        "status": "unknown" if stale else found.status,
+        "trend": "unknown" if stale else found.trend,
+        "confidence": round(found.confidence or 0.0, 2),
+        "components": {name: component_row(part) for name, part in health.in_order(found.components or {}).items()},
         "alerts": alerts,
-        "last_updated": newest.at.isoformat(),
-        "message": f"Nothing was collected since {newest.at:%Y-%m-%d %H:%M:%S} UTC." if stale else "",
+        "last_updated": found.at.isoformat(),
+        "message": f"Nothing was collected since {found.at:%Y-%m-%d %H:%M:%S} UTC." if stale else "",
     }
 
 
@@ -120,12 +166,13 @@ def component_row(part: dict[str, Any]) -> dict[str, Any]:
 def detailed(service: Service) -> dict[str, Any]:
     """The score, RuneRogue's own dependencies, and the objectives, the baseline and every target of the service."""
     targets = Target.objects.active().filter(service=service).order_by("url")
-    newest = Baseline.objects.filter(service=service).select_related("made_by").order_by("-version").first()
+    current = Baseline.objects.filter(service=service).select_related("made_by").order_by("-version").first()
+    found = newest(service.name)
     return {
-        **score(service),
+        **(score(found) if found else {}),
         "checks": {c.name: {"ok": c.ok, "milliseconds": c.milliseconds, "reason": c.reason} for c in readiness()},
         "objectives": service.parsed.slo.model_dump(),
-        "baseline": version_row(newest) if newest else None,
+        "baseline": version_row(current) if current else None,
         "targets": [
             {
                 "url": target.url,

@@ -113,11 +113,13 @@ def may_write(request: HttpRequest, permission: str) -> JsonResponse | None:
 def asked_service(request: HttpRequest, name: str | None = None) -> Service | JsonResponse:
     """The service of that name or of `?service=`, RuneRogue itself without one, or the problem to answer with."""
     name = request.GET.get("service", "") if name is None else name
-    watched = Service.objects.active()
-    found = watched.filter(name=name).first() if name else watched.filter(is_self=True).first()
-    if found is not None:
-        return found
-    known = list(watched.values_list("name", flat=True)[:100])
+    watched = Service.objects.active().filter(name=name) if name else Service.objects.active().filter(is_self=True)
+    return (None if "\0" in name else watched.first()) or unknown_service(name)
+
+
+def unknown_service(name: str) -> JsonResponse:
+    """The problem that no service of that name is watched."""
+    known = list(Service.objects.active().values_list("name", flat=True)[:100])
     detail = f"No service named {name[:100]!r} is watched." if name else "RuneRogue is not registered as a service yet."
     return problem(404, "Unknown service", detail, known=known)
 
@@ -153,8 +155,9 @@ def detailed(request: HttpRequest) -> HttpResponse:
 @described("The health score of a service", shapes.Score, parameters=[shapes.SERVICE], problems=[403, 404])
 @for_watchers
 def score(request: HttpRequest) -> HttpResponse:
-    service = asked_service(request)
-    return service if isinstance(service, JsonResponse) else JsonResponse(reporting.score(service))
+    name = request.GET.get("service", "")
+    found = None if "\0" in name else reporting.newest(name)
+    return unknown_service(name) if found is None else JsonResponse(reporting.score(found))
 
 
 def asked_hours(given: object, longest: float) -> float | JsonResponse:
@@ -220,7 +223,7 @@ def _set_baseline(request: HttpRequest) -> HttpResponse:
     reason, name = asked.get("reason"), asked.get("service", "")
     if not isinstance(reason, str) or not 1 <= len(reason.strip()) <= 500 or "\0" in reason:
         return problem(400, "Wrong reason", "`reason` says why, in 1 to 500 characters.")
-    if not isinstance(name, str) or "\0" in name:
+    if not isinstance(name, str):
         return problem(400, "Wrong service", "`service` is the name of a service.")
     longest = baselining.LONGEST.total_seconds() / 3600.0
     hours = asked_hours(asked.get("hours", longest), longest)

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.db import models
 
-from monitoring.health import SCORECARD
+from monitoring import health
 from monitoring.models.service import Service
 
 
@@ -42,5 +42,4 @@ class HealthScore(models.Model):
     @property
     def parts(self) -> dict[str, dict[str, Any]]:
         """`components` in the order of the scorecard: PostgreSQL keeps an order of its own."""
-        known = [name for name in SCORECARD if name in self.components]
-        return {name: self.components[name] for name in (*known, *sorted(self.components.keys() - SCORECARD.keys()))}
+        return health.in_order(self.components)

@@ -244,6 +244,22 @@ def test_drivers_say_in_words_what_costs_how_many_points() -> None:
     assert part.message.startswith("5.0% of the requests fail, 0.10% may (−")
 
 
+def test_the_reasons_together_cost_what_is_missing_to_a_hundred() -> None:
+    vitals = replace(WELL, p95_ms=900.0, slow_ratio=0.3, error_ratio=0.05, lcp_p75_ms=5000.0, vulnerabilities=2.0)
+    drivers = [driver for c in assess(vitals).components for driver in c.drivers]
+    assert len(drivers) == 6
+    assert sum(driver.points for driver in drivers) == pytest.approx(100.0 - score(vitals), abs=0.4)
+    assert all(driver.points > 0.5 for driver in drivers)
+    # The worse of two costs more, whatever component it is in.
+    assert drivers[0].what.startswith("p95 latency is 23.7 times")
+
+
+def test_not_knowing_has_its_share_of_the_missing_points() -> None:
+    vitals = replace(WELL, error_ratio=0.05, **without("quality", "experience", "performance"))
+    (driver,) = (driver for c in assess(vitals).components for driver in c.drivers)
+    assert 0 < driver.points < 100.0 - score(vitals) - 5
+
+
 def test_weights_sum_to_one() -> None:
     assert sum(part.weight for part in SCORECARD.values()) == pytest.approx(1.0)
 
