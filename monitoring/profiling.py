@@ -26,7 +26,7 @@ from typing import Any
 
 import redis
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import DatabaseError, connection, transaction
 from django.db.models import Q
 
 from monitoring.claiming import claim
@@ -152,14 +152,30 @@ def receive(service: Service, spans: list[Span], *, at: datetime, export: bytes)
 def fold_all(at: datetime) -> int:
     """Fold what waits for every service into profiles and signals at `at`. Returns how many spans were counted."""
     counted = 0
-    for service in Service.objects.active().defer("environment"):
+    for service in _with_spans(list(Service.objects.active().defer("environment"))):
         try:
             counted += fold(service, at=at)
         except redis.RedisError as error:
             log.warning("The spans of %s were not folded, the queue does not answer: %s", service, error)
             break
+        except DatabaseError:
+            # The others, and what else happens in a round, must not stop for one; what was taken is tried again.
+            log.exception("The spans of %s were not folded", service)
     compact(at)
     return counted
+
+
+def _with_spans(services: list[Service]) -> list[Service]:
+    """Those for which something waits: one question for all of them, as most send nothing."""
+    asked = _valkey(settings.REDIS_URL).pipeline(transaction=False)
+    for service in services:
+        asked.exists(_key(service.pk, "spans"), _key(service.pk, "taken"))
+    try:
+        found = asked.execute()
+    except redis.RedisError as error:
+        log.warning("No spans were folded, the queue does not answer: %s", error)
+        return []
+    return [service for service, waits in zip(services, found, strict=True) if waits]
 
 
 def fold(service: Service, *, at: datetime) -> int:

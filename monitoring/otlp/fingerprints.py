@@ -188,6 +188,8 @@ def normalise(statement: str, *, system: str) -> str:
             piece = "?"
         elif kind == "word":
             piece = _DIGITS.sub("?", text) if not text[0].isdigit() else "?"
+        elif kind == "other" and not text.isprintable():
+            piece = "?"  # a NUL or half a surrogate pair: nothing that a database would keep
         elif text in "'\"`\\":
             piece = None  # a quote that never ends
         if piece is None:

@@ -79,7 +79,7 @@ def endpoint(*, http_route: str, span_name: str, path: str, status: int) -> str:
 def name(text: str) -> str:
     """A name out of somebody's code (a service, a queue, a function); runs of digits are replaced. Else UNNAMED."""
     text = text.strip()
-    return re.sub(r"\d{3,}", "{id}", text) if _NAME.fullmatch(text) else UNNAMED
+    return re.sub(r"\d{3,}", "{id}", text)[:LONGEST_LABEL] if _NAME.fullmatch(text) else UNNAMED
 
 
 def host(address: str) -> str:

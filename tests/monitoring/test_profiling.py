@@ -212,6 +212,15 @@ def test_a_queue_that_is_not_there_stops_no_round(realm: Service, settings: Any)
         arrive(realm, request(1))
 
 
+def test_a_round_costs_nothing_for_services_that_send_none(realm: Service) -> None:
+    profiling.compact(later(10))
+    for _ in range(20):
+        ServiceFactory()
+    with CaptureQueriesContext(connection) as queries:
+        profiling.fold_all(later(11))
+    assert len(queries) <= 8
+
+
 def test_too_much_is_told_to_come_later(realm: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "LARGEST_WAITING_BYTES", 3000)
     other = ServiceFactory()

@@ -236,6 +236,17 @@ def test_opentelemetrys_own_exporter_is_understood(live_server: LiveServer, comp
     assert "alice" not in repr(found)
 
 
+def test_what_json_can_say_and_a_database_cannot_keep(client: Client, realm: Service) -> None:
+    rubbish = "\ud800\x00 x" * 100
+    query = span(3, rubbish, db__system="postgresql", db__statement=f"SELECT a{rubbish} FROM t", code__filepath=rubbish)
+    entry = span(2, rubbish, parent="", http__route=rubbish) | {"spanId": "aaa19b7ec3c1b173"}
+    queue = span(5, rubbish, parent="", messaging__system="k" * 400, messaging__destination="d" * 400)
+    queue |= {"spanId": "bbb19b7ec3c1b173"}
+    assert post(client, json.dumps(export(query, entry, queue)).encode(), JSON).json() == {}
+    assert folded() == 3
+    assert len(profiling.profile(realm, now() - timedelta(hours=1), now() + timedelta(hours=1))) == 2
+
+
 def test_a_hostile_export_is_answered(client: Client, realm: Service) -> None:
     """Every field filled with rubbish of the right type: an answer, and never a stack trace."""
     message = ExportTraceServiceRequest()

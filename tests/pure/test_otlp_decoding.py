@@ -261,8 +261,11 @@ def test_attributes_beyond_the_most_are_not_looked_at() -> None:
         (b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"startTimeUnixNano": "many"}]}]}]}', JSON),
         (b"[" * 100_000, JSON),
         (b'{"a":' * 5_000 + b"1" + b"}" * 5_000, JSON),
-        (b'{"resourceSpans":[{"resource":{"attributes":[{"key":"k","value":' + b'{"arrayValue":{"values":[' * 90
-         + b"]}}" * 90 + b"}]}}]}", JSON),
+        (b'{"resourceSpans": [{"resource": {"attributes": [{"key": "service.name", "value": 7}]}}]}', JSON),
+        (b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"name": {"a": 1}}]}]}]}', JSON),
+        (b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"kind": true}]}]}]}', JSON),
+        (b'{"resourceSpans": [{"scopeSpans": [{"spans": [[]]}]}]}', JSON),
+        (b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"endTimeUnixNano": "' + b"9" * 5_000 + b'"}]}]}]}', JSON),
     ],
 )  # fmt: skip
 def test_rubbish_is_refused_by_name(body: bytes, content_type: str) -> None:

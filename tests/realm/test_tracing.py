@@ -10,6 +10,8 @@ import pytest
 from django.utils.timezone import now
 from pytest_django.live_server_helper import LiveServer
 
+from improvements.deployers import haproxy
+from improvements.models import Release
 from monitoring import manifest, profiling
 from monitoring.models import SpanIntake
 from tests.monitoring.factories import ServiceFactory
@@ -56,3 +58,19 @@ def test_its_n_plus_one_shows_without_reading_its_code(living_realm: Realm, live
     assert "ember" not in repr(profiles)
     intake = SpanIntake.objects.get()
     assert (intake.requests, intake.without_request, intake.dropped) == (4, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, {}),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "x"}, "service.version=aaaaaaaaaaaa"),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "x", "OTEL_RESOURCE_ATTRIBUTES": "team=a"},
+            "team=a,service.version=aaaaaaaaaaaa",
+        ),
+    ],
+)
+def test_a_traced_release_names_its_commit(environment: dict[str, str], expected: object) -> None:
+    told = haproxy._telling_its_release(environment, Release(commit="a" * 40))
+    assert told == ({"OTEL_RESOURCE_ATTRIBUTES": expected} if expected else {})
