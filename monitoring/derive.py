@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from monitoring.privacy import safe_label
 from monitoring.prometheus import Labels, Snapshot
 
 SHORTEST_SECONDS = 0.5
@@ -80,6 +81,12 @@ _NAMES = frozenset(
         dialect.queries,
     )
 ) | {CPU_SECONDS, CPU_SECONDS_BY_PROCESS, MEMORY_BYTES, STARTED_AT}
+
+
+# The labels by which anything is derived; what a source says beside them is not kept.
+METHOD_LABELS = frozenset(dialect.method for dialect in DIALECTS)
+STATUSES = frozenset(dialect.status for dialect in DIALECTS)
+LABELS = frozenset(dialect.endpoint for dialect in DIALECTS) | METHOD_LABELS | STATUSES | {"le", "pid", "created"}
 
 
 def wanted(name: str) -> bool:
@@ -292,11 +299,11 @@ def _difference(before: Histogram, now: Histogram) -> Histogram:
 
 def _route(dialect: Dialect, labels: Labels) -> Route | None:
     named = dict(labels)
-    endpoint = "".join(c if c.isprintable() else "?" for c in named.get(dialect.endpoint, ""))
+    endpoint = safe_label(named.get(dialect.endpoint, ""), longest=LONGEST_LABEL)
     if not endpoint or endpoint in dialect.unwatched:
         return None
     method = named.get(dialect.method, "")
-    return Route(endpoint[:LONGEST_LABEL], method if method in METHODS else "other")
+    return Route(endpoint, method if method in METHODS else "other")
 
 
 # --- Sums --------------------------------------------------------------------------------------------------------

@@ -67,12 +67,13 @@ def parse(text: str, *, at: float, openmetrics: bool = False, wanted: Callable[[
                 labels = tuple(sorted(sample.labels.items()))
                 series = values.setdefault(sample.name, {})
                 if labels in series:
-                    raise NotPrometheus(f"The series {sample.name}{dict(labels)} is there twice.")
+                    raise NotPrometheus(f"A series of {sample.name} is there twice.")
                 series[labels] = float(sample.value)
     except NotPrometheus:
         raise
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise NotPrometheus(f"This is not Prometheus text: {str(error)[:200]}") from error
+        # The parser quotes the line, which may hold anything; this text ends in rows and logs.
+        raise NotPrometheus(f"This is not Prometheus text ({type(error).__name__}).") from error
     if not seen:
         raise NotPrometheus("The answer holds no metrics.")
     return Snapshot(at, values)

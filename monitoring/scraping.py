@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Protocol, Self
 
 import httpx
+from django.conf import settings
 
 from monitoring import derive, outbound
 from monitoring.addresses import Approved
-from monitoring.prometheus import LARGEST_BYTES, NotPrometheus, Snapshot, parse
+from monitoring.privacy import pseudonym, safe_label
+from monitoring.prometheus import LARGEST_BYTES, Labels, NotPrometheus, Snapshot, parse
 
 
 class ScrapeFailed(Exception):
@@ -74,9 +77,40 @@ class Scraper:
 def understand(text: str, *, at: float, openmetrics: bool = False) -> Snapshot:
     """The part of an exposition that signals are made of. Raises ScrapeFailed."""
     try:
-        return parse(text, at=at, openmetrics=openmetrics, wanted=derive.wanted)
+        return without_people(parse(text, at=at, openmetrics=openmetrics, wanted=derive.wanted))
     except NotPrometheus as error:
         raise ScrapeFailed(str(error)) from error
+
+
+def without_people(snapshot: Snapshot) -> Snapshot:
+    """The same numbers under labels that may be stored.
+
+    A series whose labels had to change gets a keyed hash of what they were: two people's series must stay two, or the
+    restart of one would look like that of both.
+    """
+    values: dict[str, dict[Labels, float]] = {}
+    for name, series in snapshot.values.items():
+        values[name] = {_kept(labels): value for labels, value in series.items()}
+    return replace(snapshot, values=values)
+
+
+def _safe(label: str, value: str) -> str:
+    if label in derive.STATUSES:
+        return value if value.isdecimal() and len(value) == 3 else "other"
+    if label in derive.METHOD_LABELS:
+        return value if value in derive.METHODS else "other"
+    return value if label in ("le", "pid", "created") else safe_label(value)
+
+
+@functools.lru_cache(maxsize=50_000)
+def _kept(labels: Labels) -> Labels:
+    known = dict(labels)
+    kept = {key: _safe(key, value) for key, value in known.items() if key in derive.LABELS}
+    if kept == known:
+        return labels
+    # Without the bucket's bound, which is no part of what tells histograms apart.
+    whole = "\0".join(f"{key}\1{value}" for key, value in labels if key != "le")
+    return tuple(sorted({**kept, "series": pseudonym(whole, key=settings.SECRET_KEY)}.items()))
 
 
 @dataclass
