@@ -157,11 +157,12 @@ class PrivateFormatter(logging.Formatter):
     """Writes log lines without what visitors sent: their paths as templates, no hosts, and everything scrubbed."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if record.name.startswith(("django.request", "django.security", "django.server")):
+        if record.name.startswith(("django.request", "django.security", "django.server", "gunicorn")):
             record = logging.makeLogRecord(record.__dict__)
             if isinstance(record.args, tuple):
                 record.args = tuple(_as_asked(part) for part in record.args)
             record.msg = re.sub(r"'[^']*'", "'…'", str(record.msg))
+            record.msg = re.sub(r"(?s)(?<=^Invalid request) from ip=.*", ".", record.msg)  # gunicorn quotes its lines
             if record.exc_info and record.exc_info[0]:
                 # What an exception says may quote the request that caused it; where it happened does not.
                 frames = "".join(traceback.format_tb(record.exc_info[2]))

@@ -114,6 +114,20 @@ def test_a_log_line_of_a_refused_method_names_no_invented_one() -> None:
         assert PrivateFormatter("%(message)s").format(record) == f"Refused ({shown}): /a"
 
 
+@pytest.mark.parametrize(
+    ("message", "arguments", "shown"),
+    [
+        ("Invalid request from ip=10.0.0.7: Invalid HTTP Header: 'Jane'", (), "Invalid request."),
+        ("Error handling request %s", ("/users/jane?token=17",), "Error handling request /users/{}"),
+        ("Booting worker with pid: %s", (17,), "Booting worker with pid: 17"),
+        ("Listening at: %s (%s)", ("http://127.0.0.1:8000", 17), "Listening at: http://127.0.0.1:8000 (17)"),
+    ],
+)
+def test_gunicorns_lines_quote_no_visitor(message: str, arguments: tuple[object, ...], shown: str) -> None:
+    record = logging.LogRecord("gunicorn.error", 30, "", 0, message, arguments, None)
+    assert PrivateFormatter("%(message)s").format(record) == shown
+
+
 def test_a_traceback_says_where_and_not_what() -> None:
     try:
         int("janeplanted")
