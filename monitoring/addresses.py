@@ -73,7 +73,7 @@ def split(text: str) -> tuple[str, int | None]:
         if text.count(":") > 1 and not text.startswith("["):
             return normalised(text), None  # a bare IPv6 address
         parts = urlsplit(f"//{text}")
-        if parts.netloc != text:
+        if parts.netloc != text or "@" in text:
             raise ValueError(f"{text[:100]!r} is not the name or address of a host.")
         return normalised(parts.hostname or ""), parts.port
     parts = urlsplit(text)

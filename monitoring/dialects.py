@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from monitoring.privacy import safe_label
 from monitoring.prometheus import Labels, Layout
 
 LONGEST_LABEL = 200
@@ -373,7 +374,7 @@ def template(endpoint: str) -> str:
         endpoint = "/".join(
             part if _PLACEHOLDER.fullmatch(part) or not _IS_ID.fullmatch(part) else "{id}" for part in parts
         )
-    return _MAIL.sub("{id}", endpoint)[:LONGEST_LABEL]
+    return safe_label(_MAIL.sub("{id}", endpoint))[:LONGEST_LABEL]
 
 
 def _printable(text: str) -> str:

@@ -10,11 +10,13 @@ import hashlib
 import ipaddress
 import logging
 import re
+import traceback
 from collections.abc import Iterable, Mapping
 from urllib.parse import unquote
 
 LONGEST = 200  # characters of a label or a route
 MOST_SEGMENTS = 10
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 VALUE = "{}"  # what stands in a template for a part that changes
 
 # The labels that signals may carry. Everything else that a source says about itself is dropped.
@@ -64,10 +66,17 @@ _MARKS: tuple[tuple[re.Pattern[str], str], ...] = (
         "{token}",
     ),
     (re.compile(r"(?i)\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"), "{id}"),
-    (re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b"), "{address}"),
     (re.compile(r"(?<!\w)\+\d[\d ()./-]{6,}\d"), "{number}"),
     (re.compile(r"\b(?:\d{4}[ -]){3}\d{1,7}\b|\b\d{4}[ -]\d{6}[ -]\d{5}\b"), "{number}"),
     (re.compile(r"(?<![\d.])\d{9,}(?![\d.])"), "{number}"),
+)
+_MAYBE_IPV4 = re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.]*\d)")
+# The machines of an installation; an operator must see which of them a line is about.
+_OWN_NETWORKS = tuple(
+    map(
+        ipaddress.ip_network,
+        ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "0.0.0.0/32", "::/127", "fc00::/7"),
+    )
 )
 _MAYBE_IPV6 = re.compile(
     r"(?<![\w:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?:\d*(?:\.\d{1,3}){3})?(?:%\w+)?(?![\w:])"
@@ -107,14 +116,19 @@ def _segment(segment: str, *, after: str) -> str:
     return VALUE if after in PEOPLE and segment not in NOT_PEOPLE else segment
 
 
-def scrub(text: str) -> str:
+def scrub(text: str, *, own_addresses: bool = True) -> str:
     """A message without addresses, tokens, numbers of cards and phones, query strings and secrets.
 
-    For texts of our own programs that may quote something. Names of people stay: no form tells them from words.
+    For texts of our own programs that may quote something. Names of people stay: no form tells them from words. So do
+    loopback and private addresses, unless `own_addresses` is False.
     """
+
+    def address(match: re.Match[str]) -> str:
+        return "{address}" if _is_address(match[0], own=not own_addresses) else match[0]
+
     for pattern, sign in _MARKS:
         text = pattern.sub(sign, text)
-    text = _MAYBE_IPV6.sub(lambda match: "{address}" if _is_address(match[0]) else match[0], text)
+    text = _MAYBE_IPV6.sub(address, _MAYBE_IPV4.sub(address, text))
     return _MAYBE_TOKEN.sub(lambda match: "{token}" if _is_token(match[0]) else match[0], text)
 
 
@@ -125,7 +139,7 @@ def safe_label(value: str, *, longest: int = LONGEST) -> str:
         return route_template(value)[:longest]
     if both := _METHOD_AND_PATH.fullmatch(value):
         return f"{both[1]} {route_template(both[2])}"[:longest]
-    return _FULL_NAME.sub("{name}", scrub(value))[:longest]
+    return _FULL_NAME.sub("{name}", scrub(value, own_addresses=False))[:longest]
 
 
 def safe_labels(labels: Mapping[str, str], *, kept: Iterable[str] = KEPT_LABELS) -> dict[str, str]:
@@ -143,24 +157,35 @@ class PrivateFormatter(logging.Formatter):
     """Writes log lines without what visitors sent: their paths as templates, no hosts, and everything scrubbed."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if record.name.startswith(("django.request", "django.security", "django.server")):
+        if record.name.startswith(("django.request", "django.security", "django.server", "gunicorn")):
             record = logging.makeLogRecord(record.__dict__)
             if isinstance(record.args, tuple):
-                record.args = tuple(_route_of(part) for part in record.args)
+                record.args = tuple(_as_asked(part) for part in record.args)
             record.msg = re.sub(r"'[^']*'", "'…'", str(record.msg))
+            record.msg = re.sub(r"(?s)(?<=^Invalid request) from ip=.*", ".", record.msg)  # gunicorn quotes its lines
+            if record.exc_info and record.exc_info[0]:
+                # What an exception says may quote the request that caused it; where it happened does not.
+                frames = "".join(traceback.format_tb(record.exc_info[2]))
+                record.exc_text = f"Traceback (most recent call last):\n{frames}{record.exc_info[0].__name__}"
         return scrub(super().format(record))
 
 
-def _route_of(part: object) -> object:
-    return route_template(part) if isinstance(part, str) and part.startswith("/") else part
+def _as_asked(part: object) -> object:
+    """An argument of Django's own log lines: the path, the method (both the visitor's), or words of Django's."""
+    if not isinstance(part, str):
+        return part
+    if part.startswith("/"):
+        return route_template(part)
+    return "other" if part == part.upper() and part not in METHODS else part
 
 
-def _is_address(text: str) -> bool:
+def _is_address(text: str, *, own: bool) -> bool:
+    """Whether `text` is an IP address; one of an installation's own networks only counts if `own`."""
     try:
-        ipaddress.ip_address(text)
+        found = ipaddress.ip_address(text)
     except ValueError:
         return False
-    return True
+    return own or not any(found in network for network in _OWN_NETWORKS)
 
 
 def _is_token(text: str) -> bool:

@@ -25,11 +25,20 @@ worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: PTH1
 
 
 def on_starting(server: Any) -> None:
-    """Before the first worker: put away what processes of an earlier master have left."""
+    """Before the first worker: log lines without visitors, and nothing left of an earlier master's processes."""
+    on_reload(server)
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         from monitoring import exporting
 
         exporting.forget_dead()
+
+
+def on_reload(server: Any) -> None:
+    """gunicorn's own lines quote what was asked (a wrong request, or one that failed) and by whom."""
+    from monitoring.privacy import PrivateFormatter
+
+    for handler in server.log.error_log.handlers:
+        handler.setFormatter(PrivateFormatter(server.log.error_fmt, server.log.datefmt))
 
 
 def child_exit(server: Any, worker: Any) -> None:

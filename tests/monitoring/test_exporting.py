@@ -6,15 +6,21 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 import redis
 from django.conf import settings as django_settings
 from django.test import Client
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_django.fixtures import Settings
 
@@ -38,6 +44,13 @@ Gauge("held", "Held now.", multiprocess_mode="livesum").set(7)
 Gauge("seen", "Of each process.").set(7)
 print(os.getpid())
 """
+
+
+class Arbiter:
+    """As much of gunicorn's master as its hooks are given: its real logger."""
+
+    def __init__(self, config: Config) -> None:
+        self.log = Logger(config)
 
 
 def work(folder: Path, *amounts: int) -> list[int]:
@@ -64,6 +77,46 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
+def test_counters_never_go_down_when_gunicorns_workers_die(folder: Path) -> None:
+    """The real gunicorn with its settings: both workers are killed, and every answered request stays counted."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {**os.environ, "RUNEROGUE_PORT": str(port), "WEB_CONCURRENCY": "2"}
+    command = [sys.executable, "-m", "gunicorn", "-c", "runerogue/stack/gunicorn_conf.py", "runerogue.wsgi"]
+    with (folder / "log").open("wb") as log:
+        master = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    name = "django_http_responses_total_by_status_view_method_total"
+    series = f"{name}[('method', 'GET'), ('status', '200'), ('view', 'health-live')]"
+
+    def ask(path: str) -> str:
+        with httpx.Client(trust_env=False, timeout=30, transport=httpx.HTTPTransport(retries=3)) as client:
+            return client.get(f"http://127.0.0.1:{port}{path}").raise_for_status().text
+
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                ask("/health/live")
+                break
+            except httpx.TransportError:
+                assert master.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < deadline, (folder / "log").read_text()
+                time.sleep(0.05)
+        for _ in range(5):
+            ask("/health/live")
+        workers = psutil.Process(master.pid).children()
+        for worker in workers:
+            worker.kill()
+        psutil.wait_procs(workers, timeout=30)
+        assert values(ask("/metrics"))[series] == 6
+        left = {int(path.stem.rpartition("_")[2]) for path in folder.glob("*_[0-9]*.db")}
+        assert left <= {master.pid, *(worker.pid for worker in psutil.Process(master.pid).children())}
+    finally:
+        master.terminate()
+        master.wait(timeout=30)
+
+
 @pytest.mark.django_db
 def test_processes_are_summed_and_dead_ones_keep_their_counts_only(folder: Path) -> None:
     pids = work(folder, 2, 4)
@@ -81,7 +134,7 @@ def test_processes_are_summed_and_dead_ones_keep_their_counts_only(folder: Path)
     gunicorn_conf.child_exit(None, Worker())  # a second time adds nothing
     after = values(exporting.exposition().decode())
     assert after["held[]"] == 7.0
-    gunicorn_conf.on_starting(None)
+    gunicorn_conf.on_starting(Arbiter(Config()))
     last = values(exporting.exposition().decode())
     assert "held[]" not in last
     assert not [name for name in last if name.startswith("seen")]

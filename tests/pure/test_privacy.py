@@ -69,6 +69,7 @@ def test_a_template_is_its_own_template(path: str) -> None:
         ("203.0.113.77", "{address}"),
         ("2001:db8::42", "{address}"),
         ("::1", "{address}"),
+        ("10.0.0.7", "{address}"),
         ("a:b:c", "a:b:c"),
         ("4111 1111 1111 1111", "{number}"),
         ("4111111111111111", "{number}"),
@@ -98,11 +99,44 @@ def test_labels_are_an_allowlist() -> None:
         ("password=hunter2&x", "password={secret}&x"),
         ("asked with Bearer abc", "asked with Bearer {secret}"),
         ("Cookie: sessionid=17", "Cookie: {secret}"),
+        ("http://127.0.0.1:8000/ and 10.0.0.7 and ::1", "http://127.0.0.1:8000/ and 10.0.0.7 and ::1"),
+        ("from 203.0.113.7 and 2001:db8::7", "from {address} and {address}"),
         ("is that so? yes", "is that so? yes"),
     ],
 )
 def test_a_message_loses_what_it_quotes(text: str, kept: str) -> None:
     assert scrub(text) == kept
+
+
+def test_a_log_line_of_a_refused_method_names_no_invented_one() -> None:
+    for method, shown in (("JANE", "other"), ("POST", "POST")):
+        record = logging.LogRecord("django.request", 30, "", 0, "Refused (%s): %s", (method, "/a?b"), None)
+        assert PrivateFormatter("%(message)s").format(record) == f"Refused ({shown}): /a"
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments", "shown"),
+    [
+        ("Invalid request from ip=10.0.0.7: Invalid HTTP Header: 'Jane'", (), "Invalid request."),
+        ("Error handling request %s", ("/users/jane?token=17",), "Error handling request /users/{}"),
+        ("Booting worker with pid: %s", (17,), "Booting worker with pid: 17"),
+        ("Listening at: %s (%s)", ("http://127.0.0.1:8000", 17), "Listening at: http://127.0.0.1:8000 (17)"),
+    ],
+)
+def test_gunicorns_lines_quote_no_visitor(message: str, arguments: tuple[object, ...], shown: str) -> None:
+    record = logging.LogRecord("gunicorn.error", 30, "", 0, message, arguments, None)
+    assert PrivateFormatter("%(message)s").format(record) == shown
+
+
+def test_a_traceback_says_where_and_not_what() -> None:
+    try:
+        int("janeplanted")
+    except ValueError as error:
+        record = logging.LogRecord("django.request", 40, "", 0, "Oops", None, (ValueError, error, error.__traceback__))
+    told = PrivateFormatter("%(message)s").format(record)
+    assert "in test_a_traceback_says_where_and_not_what" in told
+    assert told.endswith("ValueError")
+    assert "invalid literal" not in told
 
 
 def test_a_log_line_shows_the_route_of_what_was_asked() -> None:
