@@ -149,6 +149,13 @@ class Experience(_Table):
     origins: tuple[Origin, ...] = ()
 
 
+class Coverage(_Table):
+    """What should be seen beside what is found out: the repository's OpenAPI document (JSON), names of dependencies."""
+
+    openapi: Pattern | None = None
+    dependencies: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9._-]{1,60}$")], ...] = ()
+
+
 class Manifest(_Table):
     """A whole `runerogue.toml`. Optional tables are there with their defaults, so readers need no None checks."""
 
@@ -162,6 +169,7 @@ class Manifest(_Table):
     protected: Protected = Protected()
     smoke: Smoke = Smoke()
     experience: Experience = Experience()
+    coverage: Coverage = Coverage()
 
 
 EXAMPLES = {

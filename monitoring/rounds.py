@@ -6,7 +6,7 @@ import logging
 import time
 from datetime import datetime
 
-from monitoring import alerting, collecting, experience, feedback, presence, scoring, storing
+from monitoring import alerting, blindspots, collecting, experience, feedback, presence, scoring, storing
 from monitoring.collecting import Collected
 from monitoring.scraping import MetricSource
 
@@ -22,6 +22,7 @@ def run(at: datetime, *, source: MetricSource | None = None) -> Collected | None
     experience.write_round(at)
     feedback.write_round(at)
     presence.write_round(at)
+    blindspots.write_round(at)
     scoring.score_all(at)
     for alert in alerting.evaluate(at):
         log.warning("Alert %s: %s", alert, alert.message)

@@ -22,6 +22,8 @@ app.conf.update(
     task_acks_late=True,
     task_default_queue="analysis",
     task_routes={
+        # It may run a service's code for a while, which no round waits for.
+        "monitoring.tasks.map_routes": {"queue": "analysis"},
         "monitoring.tasks.*": {"queue": "collect"},
         "analysis.tasks.*": {"queue": "analysis"},
         # Where `advance` goes depends on the step: see improvements.tasks.
@@ -44,6 +46,7 @@ def every(seconds: int, task: str) -> dict[str, object]:
 
 app.conf.beat_schedule = {
     "collect": every(settings.METRICS_COLLECTION_INTERVAL, "monitoring.tasks.collect"),
+    "map routes": every(settings.ANALYSIS_INTERVAL, "monitoring.tasks.map_routes"),
     "analyse": every(settings.ANALYSIS_INTERVAL, "analysis.tasks.analyse"),
     "tick": every(settings.TICK_SECONDS, "improvements.tasks.tick"),
     "suggest": every(settings.TICK_SECONDS, "improvements.tasks.suggest"),

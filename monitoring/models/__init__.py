@@ -1,6 +1,7 @@
 """Rows of what is watched and what was measured."""
 
 from monitoring.models.alerts import Alert, AlertQuerySet, AlertRule, AlertState, Comparison, Severity
+from monitoring.models.coverage import RouteMap
 from monitoring.models.feedback import Feedback
 from monitoring.models.samples import Round, Sample, Series, Snapshot, labels_key
 from monitoring.models.scores import HealthScore, Status
@@ -15,6 +16,7 @@ __all__ = [
     "Feedback",
     "HealthScore",
     "Round",
+    "RouteMap",
     "Sample",
     "Series",
     "Service",
