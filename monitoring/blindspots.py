@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from django.conf import settings
 
@@ -109,7 +108,7 @@ def dependencies_of(service: Service, seen: Mapping[str, float]) -> dict[str, li
     if service.is_self:
         expected = set(reporting.CHECKS)
     else:
-        schemes = (urlsplit(value).scheme for value in service.environment.values() if "://" in value)
+        schemes = (str(value).partition("://")[0].lower() for value in service.environment.values() if "://" in value)
         expected = {KINDS[scheme] for scheme in schemes if scheme in KINDS}
     for name in expected | set(service.parsed.coverage.dependencies):
         keys = [key for key in found if name in key.lower()]
