@@ -147,14 +147,15 @@ def write_round(at: datetime) -> int:
             news[value.service_id][f"dependency:{value.labels['dependency']}"] = moment
         elif value.signal == "queries_per_request" or (value.signal == "up" and value.value > 0):
             news[value.service_id][value.signal] = moment
-    rows = []
+    rows, maps = [], []
     for service in Service.objects.active().select_related("route_map"):
         kept = getattr(service, "route_map", None) or RouteMap.objects.get_or_create(service=service)[0]
         kept.seen = _remembered({**kept.seen, **news[service.pk]}, moment)
-        kept.save(update_fields=["seen"])
+        maps.append(kept)
         ratio = _assessed(service, kept, moment).ratio
         if ratio is not None:
             rows.append((service, Reading("monitoring_coverage_ratio", (), ratio)))
+    RouteMap.objects.bulk_update(maps, ["seen"])
     return storing.store(rows, at=at) if rows else 0
 
 

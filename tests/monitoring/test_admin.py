@@ -12,11 +12,11 @@ from django.utils.timezone import now
 
 from approvals.models import AuditEntry
 from monitoring.alerting import ensure_rules
-from monitoring.models import Alert, AlertRule, AlertState, HealthScore, Service
+from monitoring.models import Alert, AlertRule, AlertState, Feedback, HealthScore, Service
 from tests.monitoring.factories import T0, ServiceFactory, TargetFactory, samples
 
 pytestmark = pytest.mark.django_db
-PAGES = ["service", "target", "series", "healthscore", "alertrule", "alert"]
+PAGES = ["service", "target", "series", "healthscore", "alertrule", "alert", "feedback"]
 COMPONENT = {"score": 40.0, "status": "unhealthy", "message": "5.0% of the requests fail (−51 points)."}
 
 
@@ -38,6 +38,7 @@ def watched(count: int) -> list[Service]:
                 service=service, at=at, score=40.0, status="unhealthy", components={"availability": COMPONENT}
             )
         AlertRule.objects.create(service=service, name="mine", summary="…", signal="up", threshold=1)
+        Feedback.objects.create(service=service, rating=4, text="Quick.", at=T0)
         for name in ("x", "y"):
             Alert.objects.create(
                 service=service, name=name, severity="critical", labels_key="{}", state=AlertState.FIRING, message="…"
