@@ -259,7 +259,7 @@ class TokenForm(TokenModelForm):
         help_text="A token never does more than you may do yourself at the time of its use.",
     )
     days = forms.IntegerField(
-        label="valid for", min_value=1, max_value=tokens.LONGEST.days, initial=90, help_text="Days; a year at most."
+        label="Valid for", min_value=1, max_value=tokens.LONGEST.days, initial=90, help_text="Days; a year at most."
     )
 
     class Meta:

@@ -16,6 +16,12 @@ from pydantic import BaseModel, ConfigDict
 Anything = TypeVar("Anything", bound=Callable[..., Any])
 REFERENCE = "#/components/schemas/{model}"
 BEARER = "token"
+ONCE = {
+    "in": "header",
+    "name": "Idempotency-Key",
+    "description": "The same request with the same key is done once, and answered alike for a day.",
+    "schema": {"type": "string", "maxLength": 200},
+}
 
 
 class Shape(BaseModel):
@@ -99,9 +105,11 @@ def add_plain_views(result: dict[str, Any], generator: Any, request: Any, public
     _add_shape(Problem, schemas)
     for path, name, operation in plain_operations():
         result["paths"].setdefault(path, {})[operation.method.lower()] = _operation(name, operation, schemas)
-    for operations in result["paths"].values():
-        for operation in operations.values():
+    for path, operations in result["paths"].items():
+        for method, operation in operations.items():
             operation["responses"].setdefault("default", _problem("An error"))
+            if path.startswith("/api/v1/") and method != "get":
+                operation.setdefault("parameters", []).append(ONCE)
     result["paths"] = dict(sorted(result["paths"].items()))
     result["components"]["schemas"] = dict(sorted(schemas.items()))
     return result

@@ -267,6 +267,13 @@ class Experience(_Table):
     origins: tuple[Origin, ...] = ()
 
 
+class Coverage(_Table):
+    """What should be seen beside what is found out: the repository's OpenAPI document (JSON), names of dependencies."""
+
+    openapi: Pattern | None = None
+    dependencies: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9._-]{1,60}$")], ...] = ()
+
+
 class Manifest(_Table):
     """A whole `runerogue.toml`. Optional tables are there with their defaults, so readers need no None checks."""
 
@@ -283,6 +290,7 @@ class Manifest(_Table):
     quality: Quality = Quality()
     otlp: Otlp = Otlp()
     experience: Experience = Experience()
+    coverage: Coverage = Coverage()
 
 
 EXAMPLES = {

@@ -14,6 +14,7 @@ from django.db import connection
 
 from monitoring import (
     alerting,
+    blindspots,
     collecting,
     experience,
     feedback,
@@ -45,6 +46,7 @@ PARTS: tuple[Callable[[datetime], object], ...] = (
     experience.write_round,
     feedback.write_round,
     presence.write_round,
+    blindspots.write_round,
     scoring.score_all,
     _alert,
     _look_after_ourselves,

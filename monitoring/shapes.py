@@ -70,9 +70,24 @@ class TargetState(Shape):
     error: str | None
 
 
+class BlindSpot(Shape):
+    kind: Literal["route", "dependency"]
+    name: str
+    why: str
+
+
+class MonitoringCoverage(Shape):
+    ratio: float | None
+    source: str
+    parts: int
+    live: int
+    blind_spots: list[BlindSpot]
+
+
 class Detailed(Score):
     checks: dict[str, Check]
     targets: list[TargetState]
+    monitoring_coverage: MonitoringCoverage
 
 
 class TrendPoint(Shape):

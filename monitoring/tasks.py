@@ -3,7 +3,8 @@
 from celery import shared_task
 from django.utils.timezone import now
 
-from monitoring import baselining, notifying, quality, rounds, sealing
+from monitoring import baselining, blindspots, notifying, quality, rounds, sealing
+from monitoring.models import Service
 
 
 @shared_task(name="monitoring.tasks.collect")
@@ -34,3 +35,10 @@ def notify() -> None:
 def set_baselines() -> None:
     """Set the baselines that are due by themselves."""
     baselining.refresh(now())
+
+
+@shared_task(name="monitoring.tasks.map_routes")
+def map_routes() -> None:
+    """Read the routes of the services that have a new commit."""
+    for service in Service.objects.active():
+        blindspots.map_routes(service, at=now())

@@ -25,7 +25,7 @@ from drf_spectacular.generators import SchemaGenerator
 from approvals import rest, tokens
 from approvals.describing import described
 from approvals.models import Scope
-from monitoring import baselining, exporting, heartbeats, reporting, shapes
+from monitoring import baselining, blindspots, exporting, heartbeats, reporting, shapes
 from monitoring.models import Service
 
 View = Callable[..., HttpResponseBase]
@@ -149,7 +149,9 @@ def ready(request: HttpRequest) -> HttpResponse:
 @for_watchers
 def detailed(request: HttpRequest) -> HttpResponse:
     service = asked_service(request)
-    return service if isinstance(service, JsonResponse) else JsonResponse(reporting.detailed(service))
+    if isinstance(service, JsonResponse):
+        return service
+    return JsonResponse({**reporting.detailed(service), "monitoring_coverage": blindspots.told(service, now())})
 
 
 @described("The health score of a service", shapes.Score, parameters=[shapes.SERVICE], problems=[403, 404])

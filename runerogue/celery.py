@@ -30,6 +30,8 @@ app.conf.update(
         "monitoring.tasks.seal": {"queue": "analysis"},
         # Reads weeks of samples: nothing for the queue that must not wait.
         "monitoring.tasks.set_baselines": {"queue": "analysis"},
+        # It may run a service's code for a while, which no round waits for.
+        "monitoring.tasks.map_routes": {"queue": "analysis"},
         "monitoring.tasks.*": {"queue": "collect"},
         "analysis.tasks.*": {"queue": "analysis"},
         # Where `advance` goes depends on the step: see improvements.tasks.
@@ -56,6 +58,7 @@ app.conf.beat_schedule = {
     "seal": every(600, "monitoring.tasks.seal"),
     "notify": every(settings.NOTIFY_SECONDS, "monitoring.tasks.notify"),
     "set baselines": every(1800, "monitoring.tasks.set_baselines"),
+    "map routes": every(settings.ANALYSIS_INTERVAL, "monitoring.tasks.map_routes"),
     "analyse": every(settings.ANALYSIS_INTERVAL, "analysis.tasks.analyse"),
     "tick": every(settings.TICK_SECONDS, "improvements.tasks.tick"),
     "suggest": every(settings.TICK_SECONDS, "improvements.tasks.suggest"),

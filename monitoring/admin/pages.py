@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from django.forms import ModelForm
 from django.http import HttpRequest
-from django.utils.html import format_html_join
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from approvals import audit
+from monitoring.covering import Coverage, State
+from monitoring.experience import Felt
 from monitoring.models import HealthScore
 
 NONE = "–"
@@ -45,3 +48,44 @@ def explained(found: HealthScore) -> SafeString:
             for name, part in found.parts.items()
         ),
     )
+
+
+STATES_IN_WORDS = {
+    State.BLIND: "Blind spots",
+    State.LIVE: "Live",
+    State.QUIET: "Quiet: measured before, not asked now",
+    State.READY: "Ready: never asked, and measured when they are",
+}
+
+
+def covered(found: Coverage) -> SafeString:
+    """How much is seen, and all parts by how they are seen; the blind spots open, the others folded."""
+    if found.ratio is None:
+        return format_html("<p>{}</p>", "Nothing is known of its routes and dependencies yet.")
+    groups = []
+    for state, words in STATES_IN_WORDS.items():
+        parts = [part for part in found.parts if part.state is state]
+        if parts:
+            rows = format_html_join("", "<li>{} <code>{}</code>. {}</li>", ((p.kind, p.name, p.why) for p in parts))
+            opened = " open" if state is State.BLIND else ""
+            groups.append((opened, words, len(parts), rows))
+    return format_html(
+        '<div class="rr"><p><strong>{}</strong> of {} routes and dependencies, as {} names them.</p>{}</div>',
+        f"{100 * found.ratio:.0f} %",
+        len(found.parts),
+        found.source,
+        format_html_join("", "<details{}><summary>{} ({})</summary><ul>{}</ul></details>", groups),
+    )
+
+
+UNITS = {"lcp_ms": ("LCP", "{:,.0f} ms"), "inp_ms": ("INP", "{:,.0f} ms"), "cls": ("CLS", "{:.2f}")}
+
+
+def vitals_in_words(felt: Sequence[Felt]) -> SafeString:
+    """The p75 of each vital, of the whole and of each route, with what it means."""
+    rows = (
+        (UNITS[one.vital][0], "all pages" if one.endpoint == "*" else one.endpoint,
+         UNITS[one.vital][1].format(one.p75), one.rating)
+        for one in felt[:30]
+    )  # fmt: skip
+    return format_html_join("", "<p><strong>{}</strong> of {}: {} at p75, {}.</p>", rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from django.contrib import admin
@@ -10,9 +11,11 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
+from django.utils.timezone import now
 
 from approvals.readonly import ReadOnly
-from monitoring.admin.pages import NONE, Audited, explained, score_in_words
+from monitoring import blindspots, experience
+from monitoring.admin.pages import NONE, Audited, covered, explained, score_in_words, vitals_in_words
 from monitoring.models import Alert, HealthScore, Service, Target
 
 # Other lists about one service, those of the apps above among them: the address is all that is known of them here.
@@ -26,6 +29,7 @@ LISTS_OF_A_SERVICE = {
     "monitoring_qualityreport": "reports",
     "monitoring_baseline": "baselines",
     "monitoring_spanintake": "profiles",
+    "monitoring_feedback": "feedback",
     "improvements_release": "releases",
 }
 
@@ -56,6 +60,8 @@ class ServiceAdmin(Audited, admin.ModelAdmin[Service]):
         "slot",
         "health",
         "why",
+        "coverage",
+        "experience",
         "see_also",
         "environment_names",
         "commands",
@@ -69,6 +75,8 @@ class ServiceAdmin(Audited, admin.ModelAdmin[Service]):
         "slot",
         "health",
         "why",
+        "coverage",
+        "experience",
         "see_also",
         "environment_names",
         "commands",
@@ -145,6 +153,15 @@ class ServiceAdmin(Audited, admin.ModelAdmin[Service]):
     def why(self, service: Service) -> SafeString | str:
         newest = HealthScore.objects.filter(service=service).order_by("-at").first()
         return explained(newest) if newest else "Nothing has been collected yet."
+
+    @admin.display(description="seen by the monitoring")
+    def coverage(self, service: Service) -> SafeString:
+        return covered(blindspots.coverage(service, now()))
+
+    @admin.display(description="web vitals")
+    def experience(self, service: Service) -> SafeString | str:
+        felt = experience.felt(service, since=now() - timedelta(hours=1), until=now())
+        return vitals_in_words(felt) if felt else "No page reported in the last hour."
 
     @admin.display(description="environment")
     def environment_names(self, service: Service) -> str:

@@ -2,6 +2,7 @@
 
 from monitoring.models.alerts import Alert, AlertQuerySet, AlertRule, AlertState, Comparison, Severity
 from monitoring.models.baselines import Baseline, BaselineQuerySet, BaselineSeries
+from monitoring.models.coverage import RouteMap
 from monitoring.models.external import Access, ExternalService, ExternalServiceQuerySet
 from monitoring.models.feedback import Feedback
 from monitoring.models.heartbeats import Heartbeat
@@ -56,6 +57,7 @@ __all__ = [
     "QualityReport",
     "Rollup",
     "Round",
+    "RouteMap",
     "Sample",
     "SealedAxis",
     "SealedBlock",

@@ -13,11 +13,21 @@ from django.utils.timezone import now
 from approvals.models import AuditEntry
 from monitoring.alerting import ensure_rules
 from monitoring.baselines import profile
-from monitoring.models import Alert, AlertRule, AlertState, Baseline, BaselineSeries, HealthScore, Service, SpanIntake
+from monitoring.models import (
+    Alert,
+    AlertRule,
+    AlertState,
+    Baseline,
+    BaselineSeries,
+    Feedback,
+    HealthScore,
+    Service,
+    SpanIntake,
+)
 from tests.monitoring.factories import T0, ServiceFactory, TargetFactory, samples
 
 pytestmark = pytest.mark.django_db
-PAGES = ["service", "target", "series", "healthscore", "alertrule", "alert", "baseline", "spanintake"]
+PAGES = ["service", "target", "series", "healthscore", "alertrule", "alert", "baseline", "spanintake", "feedback"]
 COMPONENT = {"score": 40.0, "status": "unhealthy", "message": "5.0% of the requests fail (−51 points)."}
 
 
@@ -42,6 +52,7 @@ def watched(count: int) -> list[Service]:
         BaselineSeries.of(baseline, "up", {"endpoint": "players"}, profile(range(30), [0.5] * 30)).save()  # type: ignore[arg-type]
         SpanIntake.objects.create(service=service, folded_at=T0, batch=1)
         AlertRule.objects.create(service=service, name="mine", summary="…", signal="up", threshold=1)
+        Feedback.objects.create(service=service, rating=4, text="Quick.", at=T0)
         for name in ("x", "y"):
             Alert.objects.create(
                 service=service, name=name, severity="critical", labels_key="{}", state=AlertState.FIRING, message="…"

@@ -33,6 +33,11 @@ QUERIES: dict[str, list[dict[str, str]]] = {
     "/monitoring/alerts": [{}, {"service": "*"}],
     "/api/v1/alerts": [{}, {"service": "realm", "state": "firing"}, {"page_size": "1"}],
 }
+# What a write is sent, beside its path.
+BODIES: dict[str, dict[str, Any]] = {
+    "/api/v1/vitals": {"endpoint": "items", "lcp_ms": 1200, "cls": 0.02},
+    "/api/v1/feedback": {"rating": 4, "text": "Quick."},
+}
 
 
 @pytest.fixture
@@ -93,6 +98,16 @@ def test_each_read_answers_as_documented(client: Client, world: Service, carol: 
             validated(document, methods["get"], answer)
 
 
+def test_each_write_answers_as_documented(client: Client, world: Service, document: dict[str, Any]) -> None:
+    writes = {path: methods["post"] for path, methods in document["paths"].items() if "post" in methods}
+    assert writes.keys() == BODIES.keys(), "every write has an example here"
+    for path, operation in writes.items():
+        for body in (BODIES[path], {"rating": "wrong", "cls": "wrong"}):
+            answer = client.post(path, body, content_type="application/json", headers={"Origin": "http://testserver"})
+            assert (answer.status_code < 300) == (body is BODIES[path]), answer.content
+            validated(document, operation, answer)
+
+
 def test_the_validator_finds_a_difference(client: Client, world: Service, document: dict[str, Any]) -> None:
     answer = client.get("/health/score")
     del document["components"]["schemas"]["Score"]["properties"]["message"]
@@ -107,7 +122,7 @@ def test_errors_are_as_documented(client: Client, world: Service, carol: User, d
         if not operation:
             continue
         wrong = [("put", path.replace("{name}", "realm").replace("{id}", "1"), {})]
-        if any(parameter["name"] == "service" for parameter in operation["parameters"]):
+        if any(parameter["name"] == "service" for parameter in operation.get("parameters", [])):
             wrong.append(("get", path, {"service": "nobody"}))
         if "{name}" in path:
             wrong.append(("get", path.replace("{name}", "nobody"), {"signal": "up"}))
