@@ -159,36 +159,6 @@ def steps(
     return answer
 
 
-@dataclass(frozen=True)
-class RoundValue:
-    """One sample of one round, with whose it is."""
-
-    service_id: int
-    signal: str
-    labels: dict[str, str]
-    labels_key: str
-    value: float
-    at: datetime
-
-
-def round_values(at: datetime) -> list[RoundValue]:
-    """All samples of exactly the round `at`, of every service."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            """
-            SELECT series.service_id, series.signal, series.labels, series.labels_key, sample.value
-            FROM monitoring_sample sample JOIN monitoring_series series ON series.id = sample.series_id
-            WHERE sample.at = %s ORDER BY series.id
-            """,
-            [at],
-        )
-        rows = cursor.fetchall()
-    return [
-        RoundValue(service, signal, json.loads(labels) if isinstance(labels, str) else labels, key, float(value), at)
-        for service, signal, labels, key, value in rows
-    ]
-
-
 def latest(service: Service, signal: str, **labels: str) -> float | None:
     """The newest value of `signal` among the series that have all of `labels`; None when there is none.
 

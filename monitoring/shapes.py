@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from approvals.describing import Parameter, Shape
 
@@ -84,26 +84,87 @@ class MonitoringCoverage(Shape):
     blind_spots: list[BlindSpot]
 
 
+class Objectives(Shape):
+    availability: float
+    latency_ms: float
+    latency_ratio: float
+    period_days: int
+
+
 class Detailed(Score):
     checks: dict[str, Check]
+    objectives: Objectives
+    baseline: BaselineVersion | None
     targets: list[TargetState]
     monitoring_coverage: MonitoringCoverage
+
+
+class Slope(Shape):
+    trend: str
+    slope_per_hour: float | None
+    low: float | None
+    high: float | None
 
 
 class TrendPoint(Shape):
     at: str
     score: float | None
+    minimum: float | None
     status: str
 
 
-class Trends(Shape):
+class Trends(Slope):
     service: str
     hours: float
-    trend: str
+    trends: dict[str, Slope]
     minimum: float | None
     mean: float | None
     maximum: float | None
     points: list[TrendPoint]
+
+
+class BaselineVersion(Shape):
+    version: int
+    made_at: str
+    made_by: str
+    reason: str
+    since: str
+    until: str
+    series: int
+
+
+class BaselineLine(Shape):
+    signal: str
+    labels: dict[str, str]
+    count: int
+    quantiles: dict[str, float | None]
+    expected_now: dict[str, Any]
+    comparison: dict[str, Any]
+
+
+class BaselineTold(Shape):
+    service: str
+    version: int | None
+    message: str
+    hours: float
+    signals: list[BaselineLine]
+    versions: list[BaselineVersion]
+    made_at: str | None = None
+    made_by: str | None = None
+    reason: str | None = None
+    since: str | None = None
+    until: str | None = None
+    series: int | None = None
+
+
+class BaselineMade(BaselineVersion):
+    service: str
+
+
+class BaselineAsked(Shape):
+    reason: str
+    service: str = ""
+    hours: float = 672
 
 
 class Alerts(Shape):

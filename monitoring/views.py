@@ -23,7 +23,7 @@ from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.generators import SchemaGenerator
 
 from approvals import rest, tokens
-from approvals.describing import described
+from approvals.describing import Parameter, described
 from approvals.models import Scope
 from monitoring import baselining, blindspots, exporting, heartbeats, reporting, shapes
 from monitoring.models import Service
@@ -94,17 +94,24 @@ class _CsrfCheck(CsrfViewMiddleware):
 
 
 def may_write(request: HttpRequest, permission: str) -> JsonResponse | None:
-    """The problem to answer with unless a signed-in person with `permission` meant to send this.
+    """The problem to answer with unless a person with `permission` meant to send this, signed in or by a token.
 
     The network is not enough to write, and a session is not without its token: a page elsewhere could have sent it.
     """
-    if not request.user.is_authenticated:
-        return problem(403, "Not allowed", "Sign in first: what is written here is recorded with a name.")
-    check = _CsrfCheck(HttpResponse)
-    check.process_request(request)
-    reason = check.process_view(request, HttpResponse, (), {})
-    if reason is not None:
-        return problem(403, "Not allowed", f"{reason} Send the token of the cookie csrftoken as X-CSRFToken.")
+    if token := tokens.bearer(request, Scope.OPERATE):
+        request.user = token.person
+    elif not request.user.is_authenticated:
+        return problem(
+            403,
+            "Not allowed",
+            "Sign in first, or send a token with the scope operate: what is written here is recorded with a name.",
+        )
+    else:
+        check = _CsrfCheck(HttpResponse)
+        check.process_request(request)
+        reason = check.process_view(request, HttpResponse, (), {})
+        if reason is not None:
+            return problem(403, "Not allowed", f"{reason} Send the token of the cookie csrftoken as X-CSRFToken.")
     if not request.user.has_perm(permission):
         return problem(403, "Not allowed", f"{request.user} has no right to do this ({permission}).")
     return None
@@ -191,6 +198,20 @@ def trends(request: HttpRequest) -> HttpResponse:
     return JsonResponse(reporting.trends(service, hours=hours, until=now()))
 
 
+@described(
+    "The baseline, and how now compares",
+    shapes.BaselineTold,
+    parameters=[shapes.SERVICE, shapes.HOURS, Parameter("routes", "`all`: single routes too.")],
+    problems=[400, 403, 404],
+)
+@described(
+    "Set the baseline anew",
+    shapes.BaselineMade,
+    method="POST",
+    takes=shapes.BaselineAsked,
+    problems=[400, 403, 404, 409],
+    status=201,
+)
 @partial(for_watchers, writes=True)
 def baseline(request: HttpRequest) -> HttpResponse:
     """GET: the current baseline and how `?hours=` (1, at most 24) compare; `?routes=all` with those of single routes.

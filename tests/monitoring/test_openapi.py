@@ -37,6 +37,9 @@ QUERIES: dict[str, list[dict[str, str]]] = {
 BODIES: dict[str, dict[str, Any]] = {
     "/api/v1/vitals": {"endpoint": "items", "lcp_ms": 1200, "cls": 0.02},
     "/api/v1/feedback": {"rating": 4, "text": "Quick."},
+    "/api/v1/reports": {"service": "realm", "commit": "c" * 40, "benchmark": {"ms": [1, 2]}},
+    "/api/v1/ci/gate": {"service": "realm", "commit": "c" * 40, "benchmark": {"ms": [1, 2]}},
+    "/performance/baseline": {"service": "realm", "reason": "All is well."},
 }
 
 
@@ -49,6 +52,7 @@ def world(db: None) -> Service:
         TargetFactory(service=service, last_scraped_at=now())
         TargetFactory(service=service, url="http://b.test/", last_error="It answered with status 500.")
         samples(service, "up", [1.0, 0.5], until=now())
+        samples(service, "latency_p95_ms", [20.0, 25.0] * 30, until=now(), endpoint="*", method="*")
         HealthScore.objects.create(
             service=service, at=now(), score=41.26, status="unhealthy", confidence=0.9, components={"system": COMPONENT}
         )
@@ -98,7 +102,8 @@ def test_each_read_answers_as_documented(client: Client, world: Service, carol: 
             validated(document, methods["get"], answer)
 
 
-def test_each_write_answers_as_documented(client: Client, world: Service, document: dict[str, Any]) -> None:
+def test_each_write_answers_as_documented(client: Client, world: Service, bob: User, document: dict[str, Any]) -> None:
+    client.force_login(bob)
     writes = {path: methods["post"] for path, methods in document["paths"].items() if "post" in methods}
     assert writes.keys() == BODIES.keys(), "every write has an example here"
     for path, operation in writes.items():
