@@ -17,6 +17,7 @@ from django.db import DatabaseError, connection
 from django.db.models import Max
 from django.utils.timezone import now
 
+from monitoring import notifying
 from monitoring.alerting import apply, effective_rules
 from monitoring.alerts import Facts, Judgement, Kind, judge
 from monitoring.claiming import claim
@@ -98,7 +99,10 @@ def watch_if_due(at: datetime, *, running_seconds: float | None = None) -> list[
     running = time.monotonic() - _started if running_seconds is None else running_seconds
     if running < GRACE_SECONDS or not claim("watch programs", at=at, interval_seconds=EVERY_SECONDS):
         return []
-    return watch(at)
+    moved = watch(at)
+    # Whoever tells people may be the one that is silent; those who notice tell them too. Nobody is told twice.
+    notifying.tell(at)
+    return moved
 
 
 def start(program: str) -> None:

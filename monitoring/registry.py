@@ -44,11 +44,12 @@ def register(
     """
     _check_environment(environment)
     if is_url(repository):
-        return _register_url(name, repository, environment=environment, actor=actor, branch=branch)
+        return _asked(_register_url(name, repository, environment=environment, actor=actor, branch=branch), actor)
     path = Path(repository).expanduser().resolve()
     where = _local_repository(path, branch)
     found = read_manifest(where)
-    return _save(name or found.service.name, str(path), where.branch, found, environment=environment, actor=actor)
+    name = name or found.service.name
+    return _asked(_save(name, str(path), where.branch, found, environment=environment, actor=actor), actor)
 
 
 def refresh(service: Service, *, actor: User | None = None) -> Service:
@@ -60,7 +61,10 @@ def refresh(service: Service, *, actor: User | None = None) -> Service:
     if service.is_remote:
         _follow_remote(where)
     found = read_manifest(where)
-    return _save(service.name, service.repository, service.branch, found, environment=service.environment, actor=actor)
+    service = _save(
+        service.name, service.repository, service.branch, found, environment=service.environment, actor=actor
+    )
+    return _asked(service, actor)
 
 
 def ensure_self() -> Service:
@@ -84,6 +88,13 @@ def own_metrics_url() -> str:
     """Where RuneRogue's own metrics are scraped; an address that means all interfaces is asked on loopback."""
     host, port = hosts.own_address()
     return f"http://[{host}]:{port}/metrics" if ":" in host else f"http://{host}:{port}/metrics"
+
+
+def _asked(service: Service, actor: User | None) -> Service:
+    """The same service, with a target where its manifest says that a Prometheus API is asked for its numbers."""
+    if service.parsed.metrics.promql:
+        watch(service, service.parsed.metrics.promql, actor=actor)
+    return service
 
 
 def watch(service: Service, url: str, *, actor: User | None = None) -> Target:

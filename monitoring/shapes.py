@@ -42,6 +42,7 @@ class FiringAlert(Shape):
     labels: dict[str, str]
     value: float | None
     message: str
+    flapping: bool
     since: str
 
 
