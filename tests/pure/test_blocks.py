@@ -22,17 +22,17 @@ MINUTES = DAY_US + np.arange(1440) * 60_000_000
         (np.array([2.0**53, 1.0, -(2.0**40) - 1]), 0),  # whole numbers of any size
         (np.array([1e300, 0.1]), 0),  # too large for a float32
         (np.array([1e-300, 0.1]), 0),  # too small
-        (RNG.lognormal(3, 1, 1440), 6e-8),
-        (np.full(1440, 0.1), 6e-8),
+        (RNG.lognormal(3, 1, 1440), 1e-6),
+        (np.full(1440, 0.1), 1e-6),
     ],
 )
-def test_values_come_back_exactly_or_to_24_bits(values: np.ndarray, relative: float) -> None:
+def test_values_come_back_exactly_or_to_20_bits(values: np.ndarray, relative: float) -> None:
     found = blocks.unpack_values(blocks.pack_values(values)).astype(float)
     np.testing.assert_allclose(found, values, rtol=relative, atol=0)
 
 
-def test_a_day_of_noise_takes_three_bytes_a_sample_and_its_times_two() -> None:
-    assert len(blocks.pack_values(50 * np.exp(RNG.normal(0, 0.15, 1440)))) < 3.2 * 1440
+def test_a_day_of_noise_takes_less_than_three_bytes_a_sample_and_its_times_two() -> None:
+    assert len(blocks.pack_values(50 * np.exp(RNG.normal(0, 0.15, 1440)))) < 2.75 * 1440
     jittered = MINUTES + RNG.integers(0, 20_000, 1440)
     np.testing.assert_array_equal(blocks.unpack_times(blocks.pack_times(jittered)), jittered)
     assert len(blocks.pack_times(jittered)) < 2.5 * 1440
