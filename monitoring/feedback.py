@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"\+?\(?\d(?:[ \t()./-]{0,3}\d){6,}")
 def scrubbed(text: str) -> str:
     """`text` with signs in place of email addresses, IP addresses, tokens, and numbers that look like somebody's."""
     text = "".join(sign if sign.isprintable() or sign == "\n" else " " for sign in text)
-    return _NUMBER.sub("{number}", privacy.scrub(text)).strip()[:LONGEST_TEXT]
+    return _NUMBER.sub("{number}", privacy.scrub(text, own_addresses=False)).strip()[:LONGEST_TEXT]
 
 
 def take(service: Service, *, rating: int | None, text: str, endpoint: str, path: str, at: datetime) -> Feedback:

@@ -115,6 +115,8 @@ def arrays(
             for found in steps(service, signal, since=since, until=until, step_seconds=step_seconds, labels=labels)
         ]
     found = _find(service, signal, labels or {})
+    if not found:
+        return []
     samples = _samples(list(found), since, until)
     return [SeriesArrays(found[pk], *samples[pk]) for pk in found if pk in samples]
 
@@ -318,7 +320,7 @@ def _folded(pks: Sequence[int], since_us: int, until_us: int, step_seconds: int)
 
 def _live(pks: Sequence[int], since_us: int, until_us: int) -> dict[int, tuple[Times, Values]]:
     parameters = {"series": _listed(pks), "since": moment(since_us), "until": moment(until_us)}
-    with connection.wrap_database_errors, connection.cursor() as cursor, cursor.copy(LIVE, parameters) as copy:
+    with connection.wrap_database_errors, connection.cursor() as outer, outer.cursor.copy(LIVE, parameters) as copy:
         series, times, values = copybinary.unpack(b"".join(copy))
     return split(series, times, values)
 

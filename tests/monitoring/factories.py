@@ -12,7 +12,7 @@ import factory
 from monitoring import storing
 from monitoring.derive import Reading
 from monitoring.manifest import parse
-from monitoring.models import Service, Target
+from monitoring.models import ExternalService, Service, Target
 
 T0 = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 INTERVAL = timedelta(seconds=60)
@@ -34,6 +34,13 @@ class ServiceFactory(factory.django.DjangoModelFactory[Service]):
     name = factory.Sequence(lambda number: f"service-{number}")
     repository = factory.LazyAttribute(lambda service: f"/srv/{service.name}")
     manifest = factory.LazyFunction(lambda: parse(MANIFEST).model_dump(mode="json"))
+
+
+def approve_loopback() -> None:
+    """Servers that a test starts on 127.0.0.1 may be reached, at any port."""
+    ExternalService.objects.create(
+        host="127.0.0.1", allows_private=True, purpose="a test", approved_at=T0, approve_reason="It is ours."
+    )
 
 
 class TargetFactory(factory.django.DjangoModelFactory[Target]):

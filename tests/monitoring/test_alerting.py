@@ -221,6 +221,7 @@ def only(name: str) -> AlertRule:
 
 def history(service: Service, samples: drilling.Samples, signals: tuple[str, ...], *, until: datetime) -> None:
     """The samples as rows, the last of them at `until`, many rounds in one statement."""
+    from monitoring import partitions
     from monitoring.models import Sample, Series
 
     for signal in signals:
@@ -232,6 +233,8 @@ def history(service: Service, samples: drilling.Samples, signals: tuple[str, ...
             for number, value in enumerate(values)
             if np.isfinite(value)
         ]
+        for day in {partitions.day_of(row.at) for row in rows}:
+            partitions.ensure(day)
         Sample.objects.bulk_create(rows, batch_size=5000)
 
 

@@ -92,13 +92,13 @@ def test_the_clock_jumps_and_no_number_is_made_up(jumps: list[tuple[int, int]], 
 class CutOff(MemorySource):
     """Ends every connection to the database while targets are asked, as a restart of PostgreSQL does."""
 
-    def read(self, url: str, *, at: float) -> Any:
+    def read(self, url: str, *, at: float, **more: Any) -> Any:
         with connections["default"].copy().temporary_connection() as cursor:
             cursor.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-        return super().read(url, at=at)
+        return super().read(url, at=at, **more)
 
 
 @pytest.mark.django_db(transaction=True)

@@ -21,7 +21,15 @@ from monitoring.models import HealthScore, Round, Sample, Series, Snapshot, Targ
 from monitoring.prometheus import Keep
 from monitoring.scraping import MemorySource, understand
 from monitoring.storing import store
-from tests.monitoring.factories import INTERVAL, MANIFEST, T0, ServiceFactory, TargetFactory, exposition
+from tests.monitoring.factories import (
+    INTERVAL,
+    MANIFEST,
+    T0,
+    ServiceFactory,
+    TargetFactory,
+    approve_loopback,
+    exposition,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -302,6 +310,7 @@ def test_a_target_that_hangs_costs_its_own_timeout_and_nobody_elses() -> None:
     manifest = parse(MANIFEST + "[metrics]\ntimeout_seconds = 0.3\n").model_dump(mode="json")
     text = exposition(requests=5).encode()
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n".encode()
+    approve_loopback()
     with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as talking:
 
         def answer() -> None:

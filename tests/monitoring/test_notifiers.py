@@ -17,6 +17,7 @@ from monitoring import notifiers
 from monitoring.notifiers import NOTIFIERS, Line, MemoryNotifier, Message, Notifier, NotSent, Undeliverable
 from monitoring.notifiers.email import EmailNotifier
 from monitoring.notifiers.webhook import AlertmanagerNotifier, WebhookNotifier, signature
+from tests.monitoring.factories import approve_loopback
 from tests.monitoring.notices import SECRET, Mailbox, Receiver, dripping, free_port, mail_server, receiver
 
 LINE = Line(
@@ -56,7 +57,8 @@ def box(settings: Any) -> Iterator[Mailbox]:
 
 
 @pytest.fixture
-def hook() -> Iterator[Receiver]:
+def hook(db: None) -> Iterator[Receiver]:
+    approve_loopback()
     with receiver() as kept:
         yield kept
 
@@ -226,7 +228,9 @@ def test_reads_only_so_much_of_an_answer(hook: Receiver) -> None:
     assert WebhookNotifier().send(FIRING, address=hook.url, secret=SECRET) == "answered 200"
 
 
+@pytest.mark.django_db
 def test_waits_for_a_receiver_only_so_long() -> None:
+    approve_loopback()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = "http://{}:{}/".format(*silent.getsockname())
         with pytest.raises(NotSent, match=r"did not answer within 0\.1 s"):

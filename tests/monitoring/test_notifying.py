@@ -11,8 +11,9 @@ from django.contrib.auth.models import User
 from django.db import connections, transaction
 
 from approvals.models import AuditEntry
-from monitoring import answering, notifying, rounds
-from monitoring.models import Alert, MaintenanceWindow, Mention, Notice, Silence
+from monitoring import answering, notifying, rounds, storing
+from monitoring.derive import Reading
+from monitoring.models import Alert, AlertRule, MaintenanceWindow, Mention, Notice, Silence
 from monitoring.notifiers import MemoryNotifier, NotSent, Undeliverable
 from monitoring.routing import MOST_ATTEMPTS, MOST_GROUPS, Outbox
 from monitoring.scraping import MemorySource
@@ -181,10 +182,15 @@ def test_service_down_silences_its_latency(memory: MemoryNotifier) -> None:
     assert [subject.split()[0] for _, subject in go(memory, T0 + MINUTE)] == ["[resolved]", "[warning]"]
 
 
-def test_decides_in_the_round(memory: MemoryNotifier) -> None:
+def test_decides_in_the_round_after_alerts_were_judged(memory: MemoryNotifier) -> None:
     step(contact())
-    firing(seen_at=T0)
+    service = ServiceFactory()
+    rule = AlertRule.objects.create(
+        service=service, name="odd", summary="Odd", signal="oddity", threshold=1.0, for_intervals=1
+    )
+    storing.store([(service, Reading("oddity", (), 5.0))], at=T0)
     rounds.run(T0, source=MemorySource())
+    assert Alert.objects.get(rule=rule).state == "firing"
     assert Notice.objects.get().state == "waiting"
 
 

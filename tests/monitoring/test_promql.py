@@ -20,13 +20,14 @@ import httpx
 import pytest
 
 from monitoring import dialects, reading
+from monitoring.addresses import Approval, Approved
 from monitoring.collecting import collect
 from monitoring.derive import compare, quantile, readings
 from monitoring.manifest import Metrics, parse
 from monitoring.promql import Interval, PromQL
 from monitoring.scraping import ScrapeFailed, open_client
 from runerogue.stack.ports import next_free
-from tests.monitoring.factories import MANIFEST, T0, ServiceFactory, TargetFactory
+from tests.monitoring.factories import MANIFEST, T0, ServiceFactory, TargetFactory, approve_loopback
 
 Vector = list[tuple[dict[str, str], float]]
 NAME = "http_request_duration_seconds"
@@ -58,6 +59,9 @@ class Twin(BaseHTTPRequestHandler):
 
     def log_message(self, *args: object) -> None:
         pass
+
+
+LOOPBACK = Approved.of(Approval("127.0.0.1", None, True), Approval("localhost", None, True))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +102,7 @@ SERVED: list[tuple[str, Vector | tuple[int, bytes]]] = [
 
 
 def ask(address: str, *, selector: str = 'job="shop"', timeout_seconds: float = 5.0, window: float = 60.0) -> Interval:
-    with open_client(timeout_seconds) as client:
+    with open_client(timeout_seconds, LOOPBACK) as client:
         api = PromQL(client, address, selector, window, timeout_seconds)
         return api.read(at=1000.0, dialect=None, keep=dialects.allowlist(None, b"salt"))
 
@@ -147,7 +151,7 @@ def test_an_answer_that_is_no_use_is_said_so(
 
 def test_all_queries_share_one_timeout(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Twin, "table", SERVED)
-    with open_client(5.0) as client:
+    with open_client(5.0, LOOPBACK) as client:
         api = PromQL(client, address, "", 60.0, 5.0)
         api.deadline = time.monotonic()
         with pytest.raises(ScrapeFailed, match="longer than 5 s together"):
@@ -156,6 +160,7 @@ def test_all_queries_share_one_timeout(address: str, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.django_db
 def test_a_round_asks_and_stores(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    approve_loopback()
     monkeypatch.setattr(Twin, "table", SERVED)
     text = MANIFEST + f'[metrics]\npromql = "{address}/"\nselector = \'{{job="shop"}}\'\n'
     service = ServiceFactory(manifest=parse(text).model_dump(mode="json"))
@@ -267,7 +272,7 @@ def history(until: int) -> str:
 def test_a_real_prometheus_agrees(prometheus: Callable[[str], str]) -> None:
     until = int(datetime.now(UTC).timestamp()) - 3600
     address = prometheus(history(until))
-    with open_client(10.0) as client:
+    with open_client(10.0, LOOPBACK) as client:
         api = PromQL(client, address, 'job="shop"', 120.0, 10.0)
         found = api.read(at=float(until), dialect=None, keep=dialects.allowlist(None, b"salt"))
     traffic = compare(found.before, found.after)
@@ -280,11 +285,11 @@ def test_a_real_prometheus_agrees(prometheus: Callable[[str], str]) -> None:
         query = f"histogram_quantile({q}, sum by (le) (rate({NAME}_bucket[120s])))"
         said = httpx.get(f"{address}/api/v1/query", params={"query": query, "time": str(until)}, trust_env=False).json()
         assert quantile(q, flow.latency) == pytest.approx(float(said["data"]["result"][0]["value"][1]))
-    with open_client(10.0) as client, pytest.raises(ScrapeFailed, match="fewer than two samples in 10 s"):
+    with open_client(10.0, LOOPBACK) as client, pytest.raises(ScrapeFailed, match="fewer than two samples in 10 s"):
         PromQL(client, address, "", 10.0, 10.0).read(at=float(until), dialect=None, keep=dialects.allowlist(None))
-    with open_client(10.0) as client, pytest.raises(ScrapeFailed, match="no series that RuneRogue knows"):
+    with open_client(10.0, LOOPBACK) as client, pytest.raises(ScrapeFailed, match="no series that RuneRogue knows"):
         PromQL(client, address, 'job="other"', 60.0, 10.0).read(
             at=float(until), dialect=None, keep=dialects.allowlist(None)
         )
-    with open_client(10.0) as client, pytest.raises(ScrapeFailed, match="The query was refused: bad_data"):
+    with open_client(10.0, LOOPBACK) as client, pytest.raises(ScrapeFailed, match="The query was refused: bad_data"):
         PromQL(client, address, 'job="', 60.0, 10.0).read(at=0.0, dialect=None, keep=dialects.allowlist(None))

@@ -101,5 +101,5 @@ def test_objectives_have_defaults_and_bounds() -> None:
         "period_days": 28,
     }
     assert parse(GOOD + "[slo]\navailability = 0.99\nlatency_ms = 200").slo.latency_ms == 200.0
-    with pytest.raises(ManifestError, match=r"line 13: slo.availability.*write something like availability = 0.999"):
+    with pytest.raises(ManifestError, match=r"line 18: slo.availability.*write something like availability = 0.999"):
         parse(GOOD + "[slo]\navailability = 99.9")
