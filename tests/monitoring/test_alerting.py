@@ -447,7 +447,7 @@ def test_a_round_of_many_services_asks_little(django_assert_max_num_queries) -> 
         storing.store(rows, at=T0 + number * INTERVAL)
     evaluate(T0)
     # What is read once for a while has been read: no question per service or series is left.
-    with django_assert_max_num_queries(5 + 10):  # 10: `up` is not there, and each service is asked since when
+    with django_assert_max_num_queries(6 + 10):  # 10: `up` is not there, and each service is asked since when
         evaluate(T0 + INTERVAL)
 
 
