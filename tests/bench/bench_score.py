@@ -156,7 +156,7 @@ def _drill(folder: Path) -> Iterator[dict[str, Any]]:
 
     from monitoring import baselining, collecting, scoring
     from monitoring.manifest import parse
-    from monitoring.models import HealthScore, Service, Target
+    from monitoring.models import ExternalService, HealthScore, Service, Target
 
     environment = _realm(folder)
     port = next_free("127.0.0.1", 18800)
@@ -175,6 +175,14 @@ def _drill(folder: Path) -> Iterator[dict[str, Any]]:
         service = Service.objects.create(name="realm", repository=str(folder / "realm"), manifest=manifest)
         Service.objects.create(name="runerogue", repository=str(folder), manifest=manifest, is_self=True)
         Target.objects.create(service=service, url=f"{address}/metrics")
+        ExternalService.objects.create(
+            host="127.0.0.1",
+            port=port,
+            allows_private=True,
+            purpose="the drill's own Realm",
+            approved_at=now(),
+            approve_reason="It is ours.",
+        )
         began = now()
 
         def rounds(count: int) -> list[float]:
