@@ -1,12 +1,14 @@
-"""Samples as PostgreSQL's binary COPY writes and reads them, a whole array at a time.
+"""Samples as PostgreSQL's binary COPY reads them and as its arrays come back, a whole array at a time.
 
-All three columns have a fixed length, so that a row is a record and no value passes through Python. The format:
-https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-BINARY
+Numbers have a fixed length, so that a row or an element is a record and no value passes through Python. The formats:
+https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-BINARY and array_send in
+https://github.com/postgres/postgres/blob/master/src/backend/utils/adt/arrayfuncs.c
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL counts microseconds from 
 EPOCH_US = 946_684_800_000_000
 HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 TRAILER = b"\xff\xff"
+FLOAT8, TIMESTAMPTZ = 701, 1184  # their oids in pg_type
 # The number of fields, then each field behind its length.
 ROW = np.dtype(
     [
@@ -50,13 +53,21 @@ def pack(series: NDArray[np.int64], at_us: NDArray[np.int64] | int, value: NDArr
     return HEADER + rows.tobytes() + TRAILER
 
 
-def unpack(body: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """What COPY TO wrote of (bigint, timestamptz, float8), none of them null: series, microseconds since 1970, value.
+def unpack_times(body: bytes) -> NDArray[np.int64]:
+    """What array_send wrote of timestamptz[n] without nulls, as microseconds since 1970. ValueError: something else."""
+    return _elements(body, ">i8", TIMESTAMPTZ).astype(np.int64) + EPOCH_US
 
-    ValueError when it is something else.
-    """
-    rows = np.frombuffer(body, ROW, offset=len(HEADER), count=(len(body) - len(HEADER) - len(TRAILER)) // ROW.itemsize)
-    lengths = (rows["series_length"], rows["at_length"], rows["value_length"])
-    if not body.startswith(HEADER[:11]) or not body.endswith(TRAILER) or any((length != 8).any() for length in lengths):
-        raise ValueError("This is not a binary COPY of (bigint, timestamptz, float8) without nulls.")
-    return rows["series"].astype(np.int64), rows["at"].astype(np.int64) + EPOCH_US, rows["value"].astype(np.float64)
+
+def unpack_values(body: bytes) -> NDArray[np.float64]:
+    """What array_send wrote of float8[n] without nulls. ValueError when it is something else."""
+    return _elements(body, ">f8", FLOAT8).astype(np.float64)
+
+
+def _elements(body: bytes, kind: str, oid: int) -> NDArray[Any]:
+    dimensions, nulls, element = np.frombuffer(body, ">i4", count=3).tolist()
+    if (dimensions, nulls, element) != (1, 0, oid):
+        raise ValueError(f"This is no array in one dimension, without nulls, of the type {oid}.")
+    rows = np.frombuffer(body, np.dtype([("length", ">i4"), ("value", kind)]), offset=20)
+    if (rows["length"] != 8).any() or len(rows) != int.from_bytes(body[12:16]):
+        raise ValueError("The elements of this array are not 8 bytes each.")
+    return rows["value"]

@@ -30,11 +30,11 @@ FIND = """
     WHERE series.service_id = %(service)s AND series.signal = %(signal)s AND series.labels @> %(labels)s::jsonb
     ORDER BY series.labels_key
 """
+# A row for each series and not for each sample: rows are what the way from PostgreSQL into arrays costs.
 LIVE = """
-    COPY (
-        SELECT series_id, at, value FROM monitoring_sample
-        WHERE series_id = ANY(%(series)s::bigint[]) AND at >= %(since)s AND at < %(until)s
-    ) TO STDOUT (FORMAT BINARY)
+    SELECT series_id, array_send(array_agg(at)), array_send(array_agg(value)) FROM monitoring_sample
+    WHERE series_id = ANY(%(series)s::bigint[]) AND at >= %(since)s AND at < %(until)s
+    GROUP BY series_id
 """
 SEALED = """
     SELECT series_id, day, axis_id, present, body FROM monitoring_sealedblock
@@ -319,24 +319,26 @@ def _folded(pks: Sequence[int], since_us: int, until_us: int, step_seconds: int)
 
 
 def _live(pks: Sequence[int], since_us: int, until_us: int) -> dict[int, tuple[Times, Values]]:
-    parameters = {"series": _listed(pks), "since": moment(since_us), "until": moment(until_us)}
-    with connection.wrap_database_errors, connection.cursor() as outer, outer.cursor.copy(LIVE, parameters) as copy:
-        series, times, values = copybinary.unpack(b"".join(copy))
-    return split(series, times, values)
+    return rows(LIVE, {"series": _listed(pks), "since": moment(since_us), "until": moment(until_us)})
 
 
-def split(series: NDArray[np.int64], times: Times, values: Values) -> dict[int, tuple[Times, Values]]:
-    """Rows in any order as one pair of arrays for each series, in order of time; equal times are one array."""
-    if not len(series):
-        return {}
-    order = np.lexsort((times, series))
-    series, times, values = series[order], times[order], values[order]
-    edges = np.flatnonzero(np.diff(series)) + 1
+def rows(query: str, parameters: Mapping[str, object]) -> dict[int, tuple[Times, Values]]:
+    """Of each series its samples in order of time; equal times are one array.
+
+    `query` gives the id of each series with its times and values, as LIVE does.
+    """
+    with connection.wrap_database_errors, binary_cursor() as cursor:
+        cursor.execute(query.encode(), parameters)
+        found = cursor.fetchall()
     same: dict[bytes, Times] = {}
-    return {
-        int(series[first]): (same.setdefault(times[first:end].tobytes(), times[first:end]), values[first:end])
-        for first, end in zip([0, *edges.tolist()], [*edges.tolist(), len(series)], strict=True)
-    }
+    samples = {}
+    for pk, at, value in found:
+        times, values = copybinary.unpack_times(at), copybinary.unpack_values(value)
+        if (np.diff(times) < 0).any():  # written late, or in the order of an index
+            order = np.argsort(times)
+            times, values = times[order], values[order]
+        samples[pk] = same.setdefault(times.tobytes(), times), values
+    return samples
 
 
 def sealed(pks: Sequence[int], since_us: int, until_us: int) -> dict[int, tuple[Times, Values]]:

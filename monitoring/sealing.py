@@ -131,17 +131,16 @@ def _seal_chunk(day: date, series: Sequence[int]) -> int:
             # Two that seal the same day would each merge with what they saw, and one would lose the other's.
             cursor.execute("SELECT pg_advisory_xact_lock(hashtext('monitoring.sealing'))")
             query = f"""
-                COPY (SELECT series_id, at, value FROM {name} WHERE series_id BETWEEN %s AND %s)
-                TO STDOUT (FORMAT BINARY)
+                SELECT series_id, array_send(array_agg(at)), array_send(array_agg(value)) FROM {name}
+                WHERE series_id BETWEEN %(first)s AND %(last)s GROUP BY series_id
             """  # noqa: S608
-            with cursor.copy(query, [series[0], series[-1]]) as copy:
-                rows = copybinary.unpack(b"".join(copy))
-        samples = reading.split(*rows)
+        samples = reading.rows(query, {"first": series[0], "last": series[-1]})
+        rows = sum(len(times) for times, _ in samples.values())
         for pk, before in reading.sealed(list(samples), day_us, day_us + DAY_US).items():
             samples[pk] = blocks.merged(before, samples[pk])
         if samples:
             _write(day, samples)
-    return len(rows[0])
+    return rows
 
 
 def _write(day: date, samples: Mapping[int, tuple[Times, Values]]) -> None:

@@ -1,7 +1,8 @@
-"""Sealed days and binary rows, against their definitions."""
+"""Sealed days and binary arrays, against their definitions."""
 
 from __future__ import annotations
 
+import struct
 from datetime import UTC, datetime
 
 import numpy as np
@@ -100,12 +101,35 @@ def test_coarser_steps_keep_count_mean_and_extremes() -> None:
         np.testing.assert_allclose(getattr(coarse, name), getattr(defined, name), err_msg=name)
 
 
-def test_binary_rows_come_back_to_the_microsecond() -> None:
+
+
+def sent(oid: int, values: list[bytes], *, nulls: int = 0) -> bytes:
+    """An array as array_send writes it: dimensions, nulls, element type, length, lower bound; then the elements."""
+    return struct.pack(">5i", 1, nulls, oid, len(values), 1) + b"".join(struct.pack(">i", len(v)) + v for v in values)
+
+
+def test_arrays_come_from_the_database_to_the_microsecond() -> None:
     at = datetime(2026, 3, 2, 12, 0, 0, 123_457, tzinfo=UTC)
-    assert copybinary.moment(copybinary.microseconds(at)) == at
-    series, value = np.array([1, 2**40]), np.array([0.1, -1e300])
-    found = copybinary.unpack(copybinary.pack(series, copybinary.microseconds(at), value))
-    assert [column.tolist() for column in found] == [series.tolist(), [copybinary.microseconds(at)] * 2, value.tolist()]
-    assert [len(column) for column in copybinary.unpack(copybinary.pack(series[:0], 0, value[:0]))] == [0, 0, 0]
-    with pytest.raises(ValueError, match="not a binary COPY"):
-        copybinary.unpack(copybinary.HEADER + bytes(copybinary.ROW.itemsize) + copybinary.TRAILER)
+    at_us = copybinary.microseconds(at)
+    assert copybinary.moment(at_us) == at
+    times = [struct.pack(">q", at_us + late - copybinary.EPOCH_US) for late in (0, 1)]
+    assert copybinary.unpack_times(sent(copybinary.TIMESTAMPTZ, times)).tolist() == [at_us, at_us + 1]
+    values = [0.1, -1e300]
+    body = sent(copybinary.FLOAT8, [struct.pack(">d", value) for value in values])
+    assert copybinary.unpack_values(body).tolist() == values
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        sent(copybinary.TIMESTAMPTZ, [bytes(8)]),  # another type
+        sent(copybinary.FLOAT8, [bytes(8)], nulls=1),
+        sent(copybinary.FLOAT8, [bytes(4), bytes(12)]),  # other lengths
+        sent(copybinary.FLOAT8, [bytes(8)] * 2)[:-12],  # cut off between elements
+        sent(copybinary.FLOAT8, [bytes(8)])[:-3],  # and within one
+        b"",
+    ],
+)
+def test_other_bytes_are_no_array_of_numbers(body: bytes) -> None:
+    with pytest.raises(ValueError, match=r"array|buffer"):
+        copybinary.unpack_values(body)
