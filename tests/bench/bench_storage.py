@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,8 +108,8 @@ def _writing() -> Iterator[Row]:
 def _history() -> Iterator[Row]:
     from django.db import connection
 
-    from monitoring import reporting, sealing
-    from monitoring.models import HealthScore, Service
+    from monitoring import sealing
+    from monitoring.models import Service
 
     generators: dict[str, tuple[Make, float, int]] = {"noisy": (_noisy, 4.0, DAYS), "smooth": (_smooth, 1.6, 7)}
     for kind, (make, target, days) in generators.items():
@@ -126,25 +130,14 @@ def _history() -> Iterator[Row]:
             (_size(SEALED) - before[0]) / samples,
             "bytes/sample",
             target=target,
+            peer="Prometheus" if (peer := _prometheus(make)) else None,
+            peer_value=peer,
         )
         yield Row(f"sealed: {kind}, rollups of 5 min and 1 h", (_size(ROLLED_UP) - before[1]) / samples, "bytes/sample")
         yield Row(f"sealed: {kind}, sealing", samples / seconds, "samples/s", better="higher")
 
         if kind == "noisy":
             yield from _reading(service, samples)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            """
-            INSERT INTO monitoring_healthscore (service_id, at, score, status, trend, confidence, components)
-            SELECT id, %s + minute * interval '1 minute', 90, 'healthy', 'stable', 1, '{}'
-            FROM monitoring_service, generate_series(0, 30 * 1440) AS minute
-            """,
-            [T0],
-        )
-        cursor.execute("ANALYZE")
-    assert HealthScore.objects.count() > 80_000
-    _, taken = _timed(lambda: reporting.score(service), times=21)
-    yield Row("/health/score with 4 weeks of history", 1000 * taken, "ms", target=5)
 
 
 def _reading(service: Service, samples: int) -> Iterator[Row]:
@@ -193,6 +186,39 @@ def _write_day(service: Service, start: datetime, make: Make) -> None:
     with connection.cursor() as cursor:
         with cursor.copy("COPY monitoring_sample (series_id, at, value) FROM STDIN (FORMAT BINARY)") as copy:
             copy.write(body)
+
+
+def _prometheus(make: Make) -> float | None:
+    """Bytes a sample of a day of such series in Prometheus' own blocks, chunks and index; None without promtool."""
+    promtool = shutil.which("promtool")
+    if not promtool:
+        return None
+    folder = Path(tempfile.mkdtemp(prefix="rr-promtool-", dir="/tmp"))
+    try:
+        rng = np.random.default_rng(T0.toordinal())
+        milliseconds = (
+            int(T0.timestamp() * 1000) + np.arange(PER_DAY) * 60_000 + np.abs(rng.normal(0, 5, PER_DAY)).astype(int)
+        )
+        with (folder / "day.txt").open("w") as text:
+            text.write("# TYPE x gauge\n")
+            for number in range(SERIES):
+                for at, value in zip(milliseconds.tolist(), make(milliseconds / 1e3, rng).tolist(), strict=True):
+                    text.write(f'x{{endpoint="/e{number}"}} {value!r} {at / 1000:.3f}\n')
+            text.write("# EOF\n")
+        blocks = folder / "blocks"
+        command = [
+            promtool,
+            "tsdb",
+            "create-blocks-from",
+            "openmetrics",
+            "--quiet",
+            str(folder / "day.txt"),
+            str(blocks),
+        ]
+        subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
+        return sum(file.stat().st_size for file in blocks.rglob("*") if file.is_file()) / (SERIES * PER_DAY)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _size(query: str) -> int:
