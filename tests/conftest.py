@@ -78,10 +78,16 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
         let_tests_flush()
 
 
+@pytest.fixture(scope="session")
+def _nothing_collected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One empty folder for all tests: making one for each costs more than most of them take."""
+    return tmp_path_factory.mktemp("static")
+
+
 @pytest.fixture(autouse=True)
-def _quick_settings(settings: Any, tmp_path: Path) -> None:
+def _quick_settings(settings: Any, _nothing_collected: Path) -> None:
     """Pages without collecting static files first, sign-in without seconds of hashing, and the ordinary pace."""
-    settings.STATIC_ROOT = tmp_path
+    settings.STATIC_ROOT = _nothing_collected
     settings.STORAGES = {
         **settings.STORAGES,
         "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},

@@ -69,12 +69,12 @@ def running(**settings: str) -> Iterator[Product]:
             time.sleep(0.2)
         yield Product(home, environment)
     finally:
-        stack.send_signal(signal.SIGTERM)
-        stack.wait(timeout=120)
+        stack.send_signal(signal.SIGINT)  # Ctrl-C
+        code = stack.wait(timeout=120)
         left = processes.of_home(home)
         processes.stop_all(home)
         shutil.rmtree(folder, ignore_errors=True)
-    assert left == [], [process.cmdline() for process in left]
+    assert (code, left) == (0, []), [process.cmdline() for process in left]
 
 
 def _is_ready(home: Home) -> bool:

@@ -119,8 +119,8 @@ def runner(folder: Path) -> Iterator[Runner]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_runs_says_so_stops_and_runs_again(runner: Runner) -> None:
+@pytest.mark.timeout(900)
+def test_runs_says_so_stops_runs_again_and_outlives_what_is_killed(runner: Runner, subtests: pytest.Subtests) -> None:
     screen = runner.start()
     assert f"http://127.0.0.1:{runner.port}/" in screen
     assert "Password" in screen
@@ -143,15 +143,12 @@ def test_runs_says_so_stops_and_runs_again(runner: Runner) -> None:
     assert "not running" in runner.command("stop").stdout
 
     assert "Password" not in runner.start()
-    runner.process.send_signal(signal.SIGINT)
-    assert runner.process.wait(timeout=60) == 0
-    nothing_is_left(runner.home)
+    come_back(runner, subtests)
+    ends_with_the_one_in_the_foreground(runner)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_killed_process_comes_back_and_nothing_is_lost(runner: Runner, subtests: pytest.Subtests) -> None:
-    runner.start()
+def come_back(runner: Runner, subtests: pytest.Subtests) -> None:
+    """Every program is killed in turn and comes back; nothing that was written is lost."""
     url = runner.home.database_url()
     keys = redis.Redis.from_url(runner.home.redis_url(), decode_responses=True)
     with psycopg.connect(url) as connection:
@@ -178,7 +175,9 @@ def test_a_killed_process_comes_back_and_nothing_is_lost(runner: Runner, subtest
     assert keys.lrange("kept", 0, -1) == list(PROGRAMS)
     keys.close()
 
-    # Killed itself, it can't tidy up; its processes end all the same.
+
+def ends_with_the_one_in_the_foreground(runner: Runner) -> None:
+    """Killed itself, it can't tidy up; its processes end all the same."""
     assert runner.process
     runner.process.kill()
     eventually(lambda: processes.of_home(runner.home) == [], "all processes end with the one in the foreground")
