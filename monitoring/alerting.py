@@ -27,6 +27,7 @@ from monitoring.alerts import (
     flaps,
     in_words,
     judge,
+    named,
     next_move,
 )
 from monitoring.claiming import claim
@@ -416,4 +417,4 @@ def describe(rule: Rule, value: float | None, *, limit: str, labels: Mapping[str
     where += [labels[name] for name in ("program", "method", "endpoint") if labels.get(name, "*") != "*"]
     about = f" ({', '.join(where)})" if where else ""
     found = f" is {in_words(rule.signal, value)}" if value is not None and rule.kind != Kind.HEARTBEAT else ""
-    return f"{rule.summary}{about}: {rule.signal.replace('_', ' ')}{found}, {limit}."[:500]
+    return f"{rule.summary}{about}: {named(rule.signal)}{found}, {limit}."[:500]

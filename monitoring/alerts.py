@@ -519,19 +519,55 @@ def advance(track: Track | None, rule: Rule, judged: Judgement) -> tuple[Move, T
 # --- In words ----------------------------------------------------------------------------------------------------
 
 
+# What people call a signal, where its name without its unit does not say it.
+NAMES = {
+    "up": "share of its addresses that answer",
+    "error_ratio": "share of failed requests",
+    "slow_ratio": "share of slow requests",
+    "latency_mean_ms": "mean latency",
+    "latency_p50_ms": "median latency",
+    "latency_p95_ms": "p95 latency",
+    "latency_p99_ms": "p99 latency",
+    "requests_per_second": "requests per second",
+    "cpu_percent": "CPU",
+    "host_cpu_percent": "CPU of the host",
+    "host_memory_percent": "memory of the host",
+    "disk_used_percent": "disk in use",
+    "apdex": "Apdex",
+    "open_fds": "open files",
+    "max_fds": "files that may be open",
+    "lcp_p75_ms": "largest contentful paint (p75)",
+    "inp_p75_ms": "interaction to next paint (p75)",
+    "cls_p75": "cumulative layout shift (p75)",
+}
+UNITS = ("_ms", "_ratio", "_percent", "_bytes", "_seconds")
+
+
+def named(signal: str) -> str:
+    """What people call a signal."""
+    if signal in NAMES:
+        return NAMES[signal]
+    unit = next((unit for unit in UNITS if signal.endswith(unit)), "")
+    return signal.removesuffix(unit).replace("_", " ")
+
+
 def in_words(signal: str, value: float) -> str:
     """A value with its unit."""
     if signal == "heartbeat":
         return hours_in_words(value)
     if signal.endswith("_ms"):
-        return f"{value:,.0f} ms"
+        return f"{value:,.0f} ms" if abs(value) >= 10 or value == int(value) else f"{value:.2g} ms"
+    if signal == "up":
+        return f"{value:.0%}"
     if signal.endswith("_ratio"):
         return f"{value:.1%}"
+    if signal.endswith("_seconds"):
+        return f"{value:.3g} s"
     if signal.endswith("_percent"):
         return f"{value:.0f} %"
     if signal.endswith("_bytes"):
         return f"{value / 1024 / 1024:,.0f} MB"
-    return f"{value:g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def hours_in_words(seconds: float) -> str:

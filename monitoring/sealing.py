@@ -16,7 +16,7 @@ import numpy as np
 import psycopg
 from django.db import OperationalError, connection, transaction
 
-from monitoring import blocks, copybinary, partitions, reading
+from monitoring import blocks, partitions, reading
 from monitoring.blocks import DAY_US, ROLLUP_STEPS_SECONDS, Times, Values
 from monitoring.claiming import claim
 from monitoring.copybinary import microseconds

@@ -17,6 +17,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils.timezone import now
 
 from monitoring import answering, notifying
+from monitoring.admin import charts
 from monitoring.admin.pages import labels_in_words
 from monitoring.models import Alert, AlertState, EscalationStep, Notice
 
@@ -41,6 +42,7 @@ class AlertPage:
     steps: list[EscalationStep]
     notices: list[Notice]
     people: list[User]
+    chart: str
     hours: tuple[tuple[int, str], ...] = SILENCE_HOURS
 
 
@@ -57,6 +59,7 @@ def page_of(alert: Alert) -> AlertPage:
         steps=own or list(steps.filter(service=None)),
         notices=list(notifying.told_in_order(alert)),
         people=list(User.objects.filter(is_active=True, is_staff=True).order_by("username")),
+        chart=charts.of_alert(alert, now()),
     )
 
 

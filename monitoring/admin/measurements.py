@@ -8,9 +8,12 @@ from django.contrib import admin
 from django.db.models import OuterRef, QuerySet, Subquery
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
+from django.utils.timezone import now
 
 from approvals.readonly import ReadOnly
+from monitoring.admin import charts
 from monitoring.admin.pages import NONE, explained, labels_in_words, score_in_words
+from monitoring.alerts import in_words
 from monitoring.models import HealthScore, Sample, Series, Target
 
 
@@ -32,8 +35,8 @@ class SeriesAdmin(ReadOnly, admin.ModelAdmin[Series]):
     search_fields = ["signal", "labels_key"]
     ordering = ["service", "signal", "labels_key"]
     show_full_result_count = False
-    fields = ["service", "signal", "labels_in_words", "newest", "measured_at"]
-    readonly_fields = ["service", "signal", "labels_in_words", "newest", "measured_at"]
+    fields = ["service", "signal", "labels_in_words", "newest", "measured_at", "charts"]
+    readonly_fields = ["service", "signal", "labels_in_words", "newest", "measured_at", "charts"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Series]:
         newest = Sample.objects.filter(series=OuterRef("pk")).order_by("-at")
@@ -49,11 +52,15 @@ class SeriesAdmin(ReadOnly, admin.ModelAdmin[Series]):
 
     @admin.display(description="newest value")
     def newest(self, series: Any) -> str:
-        return NONE if series.newest_value is None else f"{series.newest_value:.4g}"
+        return NONE if series.newest_value is None else in_words(series.signal, series.newest_value)
 
     @admin.display
-    def measured_at(self, series: Any) -> Any:
-        return series.newest_at or NONE
+    def measured_at(self, series: Any) -> str:
+        return f"{series.newest_at:%Y-%m-%d %H:%M:%S}" if series.newest_at else NONE
+
+    @admin.display(description="over time")
+    def charts(self, series: Series) -> SafeString:
+        return charts.of_series(series, now())
 
 
 @admin.register(HealthScore)

@@ -35,7 +35,9 @@ def score_in_words(score: float | None, status: str) -> str:
 
 
 def labels_in_words(labels: dict[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in sorted(labels.items())) or "whole service"
+    """What a series is of; `*` is all of them together."""
+    known = (f"every {name}" if value == "*" else f"{name} {value}" for name, value in sorted(labels.items()))
+    return ", ".join(known) or "whole service"
 
 
 def explained(found: HealthScore) -> SafeString:

@@ -15,6 +15,7 @@ from django.utils.timezone import now
 
 from approvals.readonly import ReadOnly
 from monitoring import blindspots, experience
+from monitoring.admin import charts
 from monitoring.admin.pages import NONE, Audited, covered, explained, score_in_words, vitals_in_words
 from monitoring.models import Alert, HealthScore, Service, Target
 
@@ -60,6 +61,7 @@ class ServiceAdmin(Audited, admin.ModelAdmin[Service]):
         "slot",
         "health",
         "why",
+        "scores",
         "coverage",
         "experience",
         "see_also",
@@ -75,6 +77,7 @@ class ServiceAdmin(Audited, admin.ModelAdmin[Service]):
         "slot",
         "health",
         "why",
+        "scores",
         "coverage",
         "experience",
         "see_also",
@@ -153,6 +156,10 @@ class ServiceAdmin(Audited, admin.ModelAdmin[Service]):
     def why(self, service: Service) -> SafeString | str:
         newest = HealthScore.objects.filter(service=service).order_by("-at").first()
         return explained(newest) if newest else "Nothing has been collected yet."
+
+    @admin.display(description="health over time")
+    def scores(self, service: Service) -> SafeString:
+        return charts.of_score(service, now())
 
     @admin.display(description="seen by the monitoring")
     def coverage(self, service: Service) -> SafeString:

@@ -43,7 +43,8 @@ class Series(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.signal}{self.labels_key}"
+        about = ", ".join(f"{name} {value}" for name, value in sorted(self.labels.items()))
+        return f"{self.signal} ({about})" if about else self.signal
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         self.labels_key = labels_key(self.labels)

@@ -441,5 +441,5 @@ def status(home: Home) -> int:
         return 3
     print(f"RuneRogue runs at {holder.address or '(still starting)'} (pid {holder.pid}, home {home.folder})")
     for process in supervisor.processes(home):
-        print(f"  {process['name']:<24}{process['statename']:<10}{process['description']}")
+        print(f"  {process['name']:<30} {process['statename']:<10}{process['description']}")
     return 0

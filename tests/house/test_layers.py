@@ -24,6 +24,7 @@ ARITHMETIC = [
     "monitoring/baselines.py",
     "monitoring/blocks.py",
     "monitoring/burnrate.py",
+    "monitoring/charting.py",
     "monitoring/copybinary.py",
     "monitoring/covering.py",
     "monitoring/derive.py",

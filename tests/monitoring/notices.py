@@ -35,7 +35,7 @@ def firing(service: Service | None = None, name: str = "error-ratio", *, at: dat
     given: dict[str, Any] = {
         "severity": "critical",
         "labels": {"endpoint": "/players"},
-        "message": "Too many requests fail: error ratio is 40.0%, the limit is above 5.0%.",
+        "message": "Too many requests fail: share of failed requests is 40.0%, the limit is above 5.0%.",
         "opened_at": at,
         "fired_at": at,
         "state": AlertState.FIRING,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from django.apps import apps
 from django.contrib.auth.models import User
@@ -21,6 +23,7 @@ from monitoring.models import (
     BaselineSeries,
     Feedback,
     HealthScore,
+    Series,
     Service,
     SpanIntake,
 )
@@ -139,3 +142,28 @@ def test_what_a_person_changes_is_audited(admin: Client) -> None:
         ("service.changed", "root"),
     ]
     assert "hunter2" not in str([entry.payload for entry in entries])
+
+
+def test_a_signal_is_drawn_over_four_ranges(admin: Client) -> None:
+    samples(ServiceFactory(), "latency_p95_ms", [12.0, 40.0], until=now(), endpoint="x")
+    series = Series.objects.get()
+    shown = admin.get(f"/admin/monitoring/series/{series.pk}/change/").content.decode()
+    assert shown.count('role="img"') == 4
+    assert "Last 1 hour. P95 latency: 12 ms to 40 ms, newest 40 ms" in shown
+
+
+def test_an_alert_shows_its_signal_and_when_it_fired(admin: Client) -> None:
+    ensure_rules()
+    service, rule = ServiceFactory(), AlertRule.objects.get(name="latency-slow", service=None)
+    labels = {"endpoint": "*", "method": "*"}
+    samples(service, rule.signal, [100.0, 3000.0, 3000.0], until=now(), **labels)
+    alert = Alert.objects.create(
+        service=service, rule=rule, name=rule.name, severity="warning", labels=labels, state=AlertState.FIRING,
+        opened_at=now() - timedelta(minutes=2), fired_at=now() - timedelta(minutes=1), message="Slow.",
+    )  # fmt: skip
+    page = f"/admin/monitoring/alert/{alert.pk}/change/"
+    shown = admin.get(page).content.decode()
+    assert "P95 latency: 100 ms to 3,000 ms, newest 3,000 ms" in shown
+    assert ">fires</text>" in shown
+    rule.delete()
+    assert "Its rule is gone" in admin.get(page).content.decode()

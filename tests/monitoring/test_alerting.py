@@ -50,7 +50,7 @@ def test_waits_fires_and_resolves() -> None:
     alert = play(service, "error_ratio", 0.4, start=T0 + INTERVAL)
     assert alert is not None
     assert (alert.state, alert.fired_at, alert.intervals, alert.severity) == ("firing", T0 + INTERVAL, 2, "critical")
-    assert alert.message == "Too many requests fail: error ratio is 40.0%, the limit is above 5.0%."
+    assert alert.message == "Too many requests fail: share of failed requests is 40.0%, the limit is above 5.0%."
     alert = play(service, "error_ratio", 0.0, start=T0 + 2 * INTERVAL)
     assert alert is not None
     assert (alert.state, alert.resolved_at) == ("resolved", T0 + 2 * INTERVAL)

@@ -41,7 +41,7 @@ def test_tells_escalates_repeats_and_tells_the_end(memory: MemoryNotifier) -> No
     step(contact("first"), repeat=60)
     step(contact("second"), 15)
     alert = firing(ServiceFactory(name="realm"))
-    subject = "[critical] realm: Too many requests fail: error ratio is 40.0%, the limit is above 5.0%."
+    subject = "[critical] realm: Too many requests fail: share of failed requests is 40.0%, the limit is above 5.0%."
     assert go(memory) == [("first", subject)]
     assert go(memory, T0 + MINUTE) == []
     assert go(memory, T0 + 15 * MINUTE) == [("second", subject)]

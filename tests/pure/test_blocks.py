@@ -101,8 +101,6 @@ def test_coarser_steps_keep_count_mean_and_extremes() -> None:
         np.testing.assert_allclose(getattr(coarse, name), getattr(defined, name), err_msg=name)
 
 
-
-
 def sent(oid: int, values: list[bytes], *, nulls: int = 0) -> bytes:
     """An array as array_send writes it: dimensions, nulls, element type, length, lower bound; then the elements."""
     return struct.pack(">5i", 1, nulls, oid, len(values), 1) + b"".join(struct.pack(">i", len(v)) + v for v in values)
