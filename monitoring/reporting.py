@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -54,13 +55,21 @@ class Checked:
     reason: str = ""
 
 
-def check_database(timeout_seconds: int = 2) -> None:
-    """Ask PostgreSQL on a connection of its own, so that a hanging one is found within the timeout."""
+# More than fits into the memory that the connection gets for it, so that PostgreSQL sorts in a file, and leaves nothing
+# behind: no rows to clean up, nothing for replicas.
+SORTED_ON_DISK = "SELECT count(*) FROM (SELECT n FROM generate_series(1, 4000) n ORDER BY n DESC OFFSET 0) sorted"
+
+
+def check_database(timeout_seconds: int = 2, *, writing: bool = False) -> None:
+    """Ask PostgreSQL on a connection of its own, so that a hanging one is found within the timeout.
+
+    With `writing` it has to write a short file too: one whose disk is full answers questions for hours.
+    """
     parameters = connection.get_connection_params()
     wanted = {k: v for k, v in parameters.items() if k in {"dbname", "user", "password", "host", "port", "sslmode"}}
-    options = f"-c statement_timeout={timeout_seconds * 1000}"
+    options = f"-c statement_timeout={timeout_seconds * 1000} -c work_mem=64kB"
     with psycopg.connect(**wanted, connect_timeout=timeout_seconds, options=options) as asked:
-        asked.execute("SELECT 1")
+        asked.execute(SORTED_ON_DISK if writing else "SELECT 1")
 
 
 def check_valkey(timeout_seconds: float = 2.0) -> None:
@@ -74,7 +83,7 @@ def check_valkey(timeout_seconds: float = 2.0) -> None:
         client.close()
 
 
-CHECKS: dict[str, Callable[[], None]] = {"database": check_database, "queue": check_valkey}
+CHECKS: dict[str, Callable[[], None]] = {"database": partial(check_database, writing=True), "queue": check_valkey}
 
 
 def readiness() -> list[Checked]:
@@ -86,7 +95,8 @@ def readiness() -> list[Checked]:
         try:
             check()
         except (psycopg.Error, redis.RedisError, OSError) as error:
-            reason = f"{type(error).__name__}: the {name} does not answer"
+            wrong = "can't write to its disk" if "No space left on device" in str(error) else "does not answer"
+            reason = f"{type(error).__name__}: the {name} {wrong}"
         found.append(Checked(name, not reason, round(1000 * (time.monotonic() - began), 1), reason))
     return found
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 
-from django.db import connection
+from django.db import DatabaseError, connection
 
 from monitoring import (
     alerting,
@@ -59,7 +59,12 @@ PARTS: tuple[Callable[[datetime], object], ...] = (
 def run(at: datetime, *, source: MetricSource | None = None) -> Collected | None:
     """Do the round of `at`; None when another worker has it."""
     began = time.monotonic()
-    collected = collecting.collect(at, source=source)
+    try:
+        collected = collecting.collect(at, source=source)
+    except DatabaseError as error:
+        # All of it or nothing is stored, and nothing that comes after could be either. The next round covers the gap.
+        log.error("The round of %s was not stored and is a gap: %s", at, str(error).partition("\n")[0])
+        raise
     if collected is None:
         return None
     for part in PARTS:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,10 +14,19 @@ import redis
 from django.conf import settings as django_settings
 from django.db import DatabaseError, connection, connections
 
-from monitoring import rounds
+from monitoring import collecting, rounds
+from monitoring.manifest import parse
 from monitoring.models import Round, Sample, Service, Target
 from monitoring.scraping import MemorySource
-from tests.monitoring.factories import INTERVAL, T0, TargetFactory, exposition
+from tests.monitoring.factories import (
+    INTERVAL,
+    MANIFEST,
+    T0,
+    ServiceFactory,
+    TargetFactory,
+    approve_loopback,
+    exposition,
+)
 
 
 def target() -> Target:
@@ -112,3 +124,71 @@ def test_postgresql_cuts_all_connections_in_a_round_and_the_next_one_covers_the_
     assert rounds.run(T0 + 2 * INTERVAL, source=answers(watched, 120)) is None, "that round is a gap"
     rounds.run(T0 + 3 * INTERVAL, source=answers(watched, 180))
     assert [(round((at - T0) / INTERVAL), value) for at, value in rates(watched.service)] == [(1, 1.0), (3, 1.0)]
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n"
+Say = Callable[[socket.socket, threading.Event], object]
+
+
+def trickle(to: socket.socket, over: threading.Event) -> None:
+    to.sendall(HEAD)
+    while not over.wait(0.02):
+        to.sendall(b"#")
+
+
+def endless(to: socket.socket, over: threading.Event) -> None:
+    to.sendall(HEAD)
+    while not over.is_set():
+        to.sendall(b"# " + b"x" * 65536 + b"\n")
+
+
+@contextlib.contextmanager
+def answering(say: Say) -> Iterator[str]:
+    """A server on loopback that says what it likes to whoever connects; its address."""
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                connected, _ = listener.accept()
+                with connected:
+                    connected.recv(65536)
+                    say(connected, over)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/metrics"
+        finally:
+            over.set()
+            thread.join(5)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_targets_misbehave_in_every_way_and_the_good_one_beside_them_is_stored() -> None:
+    bad: dict[str, Say] = {
+        "trickles": trickle,
+        "is silent": lambda to, over: over.wait(10),
+        "sends an endless body": endless,
+        "sends garbage": lambda to, over: to.sendall(bytes(range(256)) * 8),
+        "sends garbage as metrics": lambda to, over: to.sendall(HEAD + bytes(range(1, 256)) * 8),
+        "hangs up": lambda to, over: None,
+    }
+    quick = parse(MANIFEST + "[metrics]\ntimeout_seconds = 0.5\n").model_dump(mode="json")
+    approve_loopback()
+    with contextlib.ExitStack() as stack:
+        for name, say in bad.items():
+            url = stack.enter_context(answering(say))
+            TargetFactory(service=ServiceFactory(name=name.replace(" ", "-"), manifest=quick), url=url)
+        good = TargetFactory(
+            service__name="realm",
+            url=stack.enter_context(answering(lambda to, over: to.sendall(HEAD + exposition(requests=5).encode()))),
+        )
+        done = collecting.collect(T0, spread_seconds=0.0)
+    assert done is not None
+    assert set(Target.objects.filter(pk__in=done.failed)) == set(Target.objects.exclude(pk=good.pk))
+    assert Sample.objects.get(series__service=good.service, series__signal="up").value == 1.0
+    assert set(
+        Sample.objects.filter(series__signal="up").exclude(series__service=good.service).values_list("value")
+    ) == {(0.0,)}
+    assert all(Target.objects.filter(pk__in=done.failed).values_list("last_error", flat=True))
