@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from django.conf import settings
 from django.urls import reverse
 
-from monitoring.models import Alert, Contact, Service
+from monitoring.models import Alert, Contact, Page
 from monitoring.notifiers import Line, Message
 from monitoring.routing import Group, Kind
 
@@ -50,20 +50,19 @@ def alert_message(group: Group, alerts: Sequence[Alert], *, at: datetime) -> Mes
     )
 
 
-def page_message(
-    service: Service | None, *, key: str, title: str, body: str, severity: str, url: str, at: datetime
-) -> Message:
-    """A message about something that is no rule's alert."""
-    name = service.name if service else "RuneRogue"
+def page_message(page: Page, kind: Kind, *, contact_id: int, number: int, at: datetime) -> Message:
+    """A message about a page: that it is there (`Kind.PAGE`, for the `number`th time), or that it is over."""
+    status = "resolved" if kind is Kind.RESOLVED else page.severity if number == 1 else f"{page.severity}, still"
     return Message(
-        key=key,
-        kind=Kind.PAGE.value,
-        severity=severity,
-        service=name,
-        subject=one_line(f"[{severity}] {name}: {title}"),
-        url=address(url or reverse("admin:index")),
+        key=f"{kind}-page-{page.pk}-{contact_id}-{number}",
+        kind=kind.value,
+        severity=page.severity,
+        service=page.service.name,
+        subject=one_line(f"[{status}] {page.service.name}: {page.title}"),
+        url=address(page.url or reverse("admin:index")),
         at=moment(at),
-        body=body,
+        body=page.because if kind is Kind.RESOLVED else page.body,
+        thread=f"page-{page.pk}-{contact_id}",
     )
 
 

@@ -6,10 +6,9 @@ lease; a worker that dies between sending and recording costs a second delivery 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from django.utils.timezone import now
 from approvals import audit
 from monitoring import composing, recurrence, routing
 from monitoring.alerting import serving_releases
+from monitoring.claiming import claim
 from monitoring.models import (
     Alert,
     AlertState,
@@ -31,6 +31,7 @@ from monitoring.models import (
     MaintenanceWindow,
     Mention,
     Notice,
+    Page,
     Service,
     Silence,
 )
@@ -44,6 +45,7 @@ LEASE = timedelta(seconds=90)  # longer than any medium may take
 AT_ONCE = 20  # messages sent side by side, so that one slow receiver keeps nobody waiting
 # An alert whose end nobody could be told of is not looked at for ever.
 FORGET_RESOLVED = timedelta(days=7)
+KEEP = timedelta(days=396)  # thirteen months, as alerts that fired are kept
 
 
 def tell(at: datetime) -> None:
@@ -70,7 +72,7 @@ def decide(at: datetime) -> list[Notice]:
             due for pk, one in raised.items() for due in routing.due(one, steps[alerts[pk].service_id], told[pk], at=at)
         ]
         groups = routing.grouped(dues, {pk: alert.service_id for pk, alert in alerts.items()})
-        return [_put(group, alerts, at) for group in groups]
+        return [*(_put(group, alerts, at) for group in groups), *_decide_pages(at)]
 
 
 def _decide_alone() -> None:
@@ -294,46 +296,81 @@ def page(
     severity: str = "critical",
     url: str = "",
     at: datetime | None = None,
-) -> list[Notice]:
-    """Tell those on call for `service`, each at their step, until `call_off` of the same `key`. Once for each key.
+) -> Page:
+    """Have those on call for `service` told as of an alert, from the next `decide` on. Once for each key.
 
-    `url` is a path of RuneRogue's own. Writes rows only, in the caller's transaction if there is one, and is silenced
-    by nothing. Returns the new notices: none when there is nobody to tell, or the key is known.
+    It repeats and goes to the next contact until somebody takes it or `call_off` of the same `key`. `url` is a path of
+    RuneRogue's own. Writes a row only, in the caller's transaction if there is one, and is silenced by nothing.
     """
-    at = at or now()
-    found = []
-    with transaction.atomic():
-        for step in _steps({service.pk})[service.pk]:
-            if step.critical_only and severity != "critical":
-                continue
-            digest = hashlib.sha256(f"{service.pk}/{key}/{step.contact_id}".encode()).hexdigest()[:24]
-            message = composing.page_message(
-                service, key=f"page-{digest}", title=title, body=body, severity=severity, url=url, at=at
-            )
-            notice, is_new = Notice.objects.get_or_create(
-                key=message.key,
-                defaults={
-                    "kind": Kind.PAGE,
-                    "contact_id": step.contact_id,
-                    "service": service,
-                    "severity": severity,
-                    "title": message.subject,
-                    "message": message.as_json(),
-                    "page_key": key[:100],
-                    "next_at": at + timedelta(minutes=step.after_minutes),
-                    "created_at": at,
-                },
-            )
-            found += [notice] if is_new else []
-    if not found and not Notice.objects.filter(service=service, page_key=key[:100]).exists():
+    words = {"severity": severity, "title": title[:200], "body": body, "url": url, "opened_at": at or now()}
+    found, is_new = Page.objects.get_or_create(service=service, key=key[:100], defaults=words)
+    if is_new and not _steps({service.pk})[service.pk]:
         log.critical("Nobody is on call for %s: %s. %s", service, title, body)
     return found
 
 
-def call_off(service: Service, *, key: str, because: str) -> int:
-    """Tell nobody else of the page `key`: somebody has it, or it is over. Returns how many were not told."""
-    waiting = Notice.objects.waiting().filter(service=service, page_key=key[:100])
-    return waiting.update(state=Outbox.CALLED_OFF, last_error=because[:500])
+def _decide_pages(at: datetime) -> list[Notice]:
+    """The same for pages, by the same steps; whoever was told hears that it is over."""
+    told = Notice.objects.filter(page=OuterRef("pk"))
+    ended = Page.objects.filter(ended_at__gte=at - FORGET_RESOLVED).filter(
+        Exists(told.filter(kind=Kind.PAGE)), ~Exists(told.filter(kind=Kind.RESOLVED))
+    )
+    wanted = Page.objects.filter(Q(ended_at=None) | Q(pk__in=ended.values("pk"))).select_related("service")
+    pages = list(wanted.select_for_update(of=("self",)).order_by("pk"))  # nobody takes one while it is told
+    steps = _steps({page.service_id for page in pages}) if pages else {}
+    before: dict[int, list[Told]] = defaultdict(list)
+    times: Counter[tuple[int, int, str]] = Counter()
+    rows = Notice.objects.filter(page__in=pages).order_by("created_at", "pk")
+    for about, contact, kind, when, state in rows.values_list("page", "contact", "kind", "created_at", "state"):
+        times[about, contact, kind] += 1
+        like = Kind.RESOLVED if kind == Kind.RESOLVED else Kind.FIRING
+        before[about].append(Told(contact, like, times[about, contact, kind], when, Outbox(state)))
+    found = []
+    for page in pages:
+        raised = Raised(
+            id=page.pk,
+            service_id=page.service_id,
+            name=page.key,
+            severity=page.severity,
+            is_firing=page.ended_at is None,
+            is_acknowledged=page.taken_at is not None,
+            audible_since=page.opened_at,
+        )
+        dues = routing.due(raised, steps[page.service_id], before[page.pk], at=at)
+        found += [_put_page(page, due, at) for due in dues]
+    return found
+
+
+def _put_page(page: Page, due: routing.Due, at: datetime) -> Notice:
+    kind = Kind.RESOLVED if due.kind is Kind.RESOLVED else Kind.PAGE
+    message = composing.page_message(page, kind, contact_id=due.contact_id, number=due.number, at=at)
+    return Notice.objects.create(
+        key=message.key,
+        kind=kind,
+        contact_id=due.contact_id,
+        service_id=page.service_id,
+        page=page,
+        severity=message.severity,
+        title=message.subject,
+        message=message.as_json(),
+        next_at=at,
+        created_at=at,
+    )
+
+
+def call_off(service: Service, *, key: str, because: str, at: datetime | None = None) -> bool:
+    """The page `key` is over: nobody else is told of it, and whoever was told hears why. Whether it was open."""
+    with transaction.atomic():
+        ended = Page.objects.open().filter(service=service, key=key[:100])
+        found = list(ended.select_for_update())
+        ended.update(ended_at=at or now(), because=because[:500])
+        _spare(found, because)
+    return bool(found)
+
+
+def _spare(pages: Sequence[Page], because: str) -> None:
+    waiting = Notice.objects.waiting().filter(page__in=pages, kind=Kind.PAGE)
+    waiting.update(state=Outbox.CALLED_OFF, last_error=because[:500])
 
 
 def send_test(contact: Contact, *, actor: User, at: datetime) -> Notice:
@@ -367,18 +404,38 @@ def try_again(notice: Notice, *, actor: User, at: datetime) -> bool:
     return bool(won)
 
 
-def take_page(notice: Notice, *, actor: User, comment: str) -> int:
-    """A person takes what a page is about: nobody else is told. Returns how many were not."""
-    if notice.service is None or not notice.page_key:
-        raise ValueError("Only a page can be taken; an alert is acknowledged on its own page.")
-    if not comment.strip():
+def take_page(page: Page, *, actor: User, comment: str, at: datetime) -> None:
+    """A person takes what a page is about: it goes to nobody else and is not repeated. ValueError says why not."""
+    comment = comment.strip()
+    if not comment:
         raise ValueError("Write a comment: whoever looks next reads it.")
     with transaction.atomic():
-        spared = call_off(notice.service, key=notice.page_key, because=f"{actor} has it: {comment.strip()}")
-        audit.record("page.taken", notice, actor=actor, because=comment.strip(), data={"key": notice.page_key})
-    return spared
+        mine = {"taken_by": actor, "taken_at": at, "because": comment[:500]}
+        if not Page.objects.open().filter(pk=page.pk, taken_at=None).update(**mine):
+            raise ValueError("Somebody has it already, or it is over.")
+        _spare([page], f"{actor} has it: {comment}")
+        audit.record("page.taken", page, actor=actor, because=comment, data={"key": page.key})
 
 
 def told_in_order(alert: Alert) -> Sequence[Notice]:
     """Who was told of `alert`, newest first."""
     return list(alert.notices.select_related("contact").order_by("-created_at", "-pk"))
+
+
+# -- Forgetting -------------------------------------------------------------------------------------------------------
+
+
+def forget_old(at: datetime) -> int:
+    """Delete what was told so long ago that nobody asks for it, at most once an hour. Returns how many notices.
+
+    What still waits stays, and so does what was told of an alert or a page that is not over: it says what comes next.
+    """
+    if not claim("forget notices", at=at, interval_seconds=3600):
+        return 0
+    old = Notice.objects.filter(created_at__lt=at - KEEP).exclude(state=Outbox.WAITING)
+    firing = Mention.objects.filter(notice=OuterRef("pk"), alert__state=AlertState.FIRING)
+    doomed = old.filter(Q(page=None) | Q(page__ended_at__lt=at - KEEP)).exclude(Exists(firing))
+    count = doomed.count()
+    doomed.delete()
+    Page.objects.filter(ended_at__lt=at - KEEP).exclude(Exists(Notice.objects.filter(page=OuterRef("pk")))).delete()
+    return count

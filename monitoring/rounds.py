@@ -53,6 +53,7 @@ PARTS: tuple[Callable[[datetime], object], ...] = (
     notifying.decide,
     storing.forget_old,
     alerting.forget_old,
+    notifying.forget_old,
 )
 
 

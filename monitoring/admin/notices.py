@@ -20,9 +20,9 @@ from approvals import audit
 from approvals.readonly import ReadOnly
 from monitoring import answering, notifying, recurrence
 from monitoring.admin.pages import NONE, Audited
-from monitoring.models import Contact, EscalationStep, MaintenanceWindow, Notice, Silence
+from monitoring.models import Contact, EscalationStep, MaintenanceWindow, Notice, Page, Silence
 from monitoring.notifiers import NOTIFIERS, Message
-from monitoring.routing import Kind, Outbox
+from monitoring.routing import Outbox
 
 FEW_LABELS = forms.Textarea(attrs={"rows": 2, "class": "vLargeTextField"})
 SECRET = forms.PasswordInput(render_value=False, attrs={"autocomplete": "new-password", "class": "vTextField"})
@@ -324,12 +324,12 @@ class NoticeAdmin(ReadOnly, admin.ModelAdmin[Notice]):
         context = {
             **(extra_context or {}),
             "may_try": may and notice is not None and notice.state == Outbox.DEAD,
-            "may_take": may and notice is not None and notice.kind == Kind.PAGE and self._others_wait(notice),
+            "may_take": may and notice is not None and self._is_open(notice.page),
         }
         return super().change_view(request, object_id, form_url, context)
 
-    def _others_wait(self, notice: Notice) -> bool:
-        return Notice.objects.waiting().filter(service=notice.service, page_key=notice.page_key).exists()
+    def _is_open(self, page: Page | None) -> bool:
+        return page is not None and page.ended_at is None and page.taken_at is None
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view
@@ -360,14 +360,16 @@ class NoticeAdmin(ReadOnly, admin.ModelAdmin[Notice]):
 
     def take(self, request: HttpRequest, pk: int) -> HttpResponse:
         def act(notice: Notice, actor: User) -> str:
-            spared = notifying.take_page(notice, actor=actor, comment=request.POST.get("comment", ""))
-            return f"It is yours. {spared} more will not be told."
+            if notice.page is None:
+                raise ValueError("Only a page can be taken; an alert is acknowledged on its own page.")
+            notifying.take_page(notice.page, actor=actor, comment=request.POST.get("comment", ""), at=now())
+            return "It is yours. Nobody else is told, and it is not repeated."
 
         return self._act(request, pk, act)
 
     def _act(self, request: HttpRequest, pk: int, act: Any) -> HttpResponse:
         back = HttpResponseRedirect(reverse("admin:monitoring_notice_change", args=[pk]))
-        notice = Notice.objects.select_related("service", "contact").filter(pk=pk).first()
+        notice = Notice.objects.select_related("service", "contact", "page").filter(pk=pk).first()
         actor = request.user
         if request.method != "POST" or notice is None:
             return back

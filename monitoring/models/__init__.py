@@ -13,6 +13,8 @@ from monitoring.models.notices import (
     Mention,
     Notice,
     NoticeQuerySet,
+    Page,
+    PageQuerySet,
     Silence,
     SilenceQuerySet,
 )
@@ -53,6 +55,8 @@ __all__ = [
     "Mention",
     "Notice",
     "NoticeQuerySet",
+    "Page",
+    "PageQuerySet",
     "Profile",
     "QualityReport",
     "Rollup",

@@ -177,6 +177,44 @@ class MaintenanceWindow(models.Model):
             raise ValidationError({"recurrence" if self.recurrence else "duration_minutes": str(error)}) from error
 
 
+class PageQuerySet(models.QuerySet["Page"]):
+    def open(self) -> PageQuerySet:
+        return self.filter(ended_at=None)
+
+
+class Page(models.Model):
+    """Something that is no rule's alert and that people hear of until somebody takes it, or it is over."""
+
+    service = models.ForeignKey(Service, on_delete=models.CASCADE, related_name="pages")
+    key = models.CharField(max_length=100)
+    severity = models.CharField(max_length=10, choices=[(s.value, s.capitalize()) for s in Severity])
+    title = models.CharField(max_length=200)
+    body = models.TextField()
+    url = models.CharField(max_length=200, blank=True, default="", help_text="A path of RuneRogue's own.")
+    opened_at = models.DateTimeField(default=now)
+    taken_at = models.DateTimeField(null=True, blank=True)
+    taken_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    ended_at = models.DateTimeField(null=True, blank=True)
+    because = models.CharField(max_length=500, blank=True, default="", help_text="Why it was taken, or is over.")
+
+    objects = PageQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["service", "key"], name="one_page_per_key"),
+            models.CheckConstraint(
+                condition=Q(taken_at=None, taken_by=None) | Q(taken_at__isnull=False, taken_by__isnull=False),
+                name="page_is_taken_by_somebody",
+            ),
+        ]
+        indexes = [models.Index(fields=["opened_at"], condition=Q(ended_at=None), name="page_open")]
+
+    def __str__(self) -> str:
+        return self.title
+
+
 class NoticeQuerySet(models.QuerySet["Notice"]):
     def waiting(self) -> NoticeQuerySet:
         return self.filter(state=Outbox.WAITING)
@@ -188,7 +226,7 @@ class NoticeQuerySet(models.QuerySet["Notice"]):
 class Notice(models.Model):
     """One message to one contact: a row of the outbox. What it says is settled when it is decided on.
 
-    `key` is the idempotency key; `page_key` ties the messages of one page together.
+    `key` is the idempotency key.
     """
 
     key = models.CharField(max_length=120, unique=True)
@@ -198,7 +236,7 @@ class Notice(models.Model):
     severity = models.CharField(max_length=10, choices=[(s.value, s.capitalize()) for s in Severity])
     title = models.CharField(max_length=200)
     message = models.JSONField()
-    page_key = models.CharField(max_length=100, blank=True, default="")
+    page = models.ForeignKey(Page, on_delete=models.CASCADE, null=True, blank=True, related_name="notices")
     state = models.CharField(
         max_length=10, choices=[(s.value, s.capitalize()) for s in Outbox], default=Outbox.WAITING.value
     )
@@ -218,7 +256,7 @@ class Notice(models.Model):
         ordering = ["-created_at", "-pk"]
         indexes = [
             models.Index(fields=["next_at"], condition=Q(state="waiting"), name="notice_outbox"),
-            models.Index(fields=["service", "page_key"], condition=~Q(page_key=""), name="notice_page"),
+            models.Index(fields=["created_at"], condition=Q(state="dead"), name="notice_dead"),
             models.Index(fields=["-created_at"], name="notice_newest"),
         ]
         constraints = [

@@ -44,6 +44,7 @@ def addresses(erin: User) -> list[str]:
         first_day=at.date(), begins=dt.time(3), duration_minutes=90, recurrence="FREQ=WEEKLY;BYDAY=SU",
     )  # fmt: skip
     notifying.page(realm, key="k", title="A rollback is stuck: the player list", body="The proxy is gone.", at=at)
+    notifying.decide(now())
     found = [f"alert/{alert.pk}/change/", f"alert/{slow.pk}/change/", "alert/", "contact/add/", "silence/add/"]
     for model in (Contact, EscalationStep, Silence, MaintenanceWindow, Notice):
         name = str(model._meta.model_name)

@@ -14,9 +14,9 @@ from improvements import releasing, rolling, stopping
 from improvements.deployers import DeployError
 from improvements.models import Improvement, Release, Rollout, State, TrafficSlice
 from improvements.outcome import Outcome, Verdict, Waiting
-from monitoring import storing
+from monitoring import notifying, storing
 from monitoring.derive import Reading
-from monitoring.models import Alert, Contact, EscalationStep, Notice
+from monitoring.models import Alert, Contact, EscalationStep, Notice, Page
 from tests.improvements.world import STEP_SECONDS, Shop
 
 pytestmark = pytest.mark.django_db
@@ -515,19 +515,22 @@ def test_pages_on_call_when_it_is_stuck_each_time_and_only_then(shop: Shop, bob:
     rolling_back(shop)
     shop.deployer.site.status = 500
     assert shop.tick() is State.ROLLING_BACK
-    assert not Notice.objects.exists()
+    assert not Page.objects.exists()
     shop.elapse(3600)
     assert shop.tick() is State.STUCK
-    waiting = Notice.objects.waiting().order_by("pk")
-    assert [notice.contact.name for notice in waiting] == ["first", "second"]
-    assert waiting[0].message["url"].endswith(shop.improvement.get_absolute_url())
-    assert "A rollback is stuck" in waiting[0].title
+    later = timezone.now() + dt.timedelta(minutes=16)
+    first, second = notifying.decide(timezone.now()) + notifying.decide(later)
+    assert (first.contact.name, second.contact.name) == ("first", "second")
+    assert first.message["url"].endswith(shop.improvement.get_absolute_url())
+    assert "A rollback is stuck" in first.title
     stopping.retry_rollback(shop.improvement, actor=bob, because="the network is back")
     assert {notice.last_error for notice in Notice.objects.all()} == {"bob tries it again: the network is back"}
+    assert notifying.decide(later) == []
     assert shop.tick() is State.ROLLING_BACK
     shop.elapse(3600)
     assert shop.tick() is State.STUCK
-    assert (Notice.objects.waiting().count(), Notice.objects.count()) == (2, 4)
+    assert (Page.objects.open().count(), Page.objects.count()) == (1, 2)
+    assert len(notifying.decide(timezone.now())) == 1
 
 
 def test_says_nothing_of_success_before_the_service_answers_through_the_proxy(shop: Shop) -> None:

@@ -280,9 +280,12 @@ def test_removing_a_step_is_audited(on_call: Client) -> None:
 def test_a_page_is_taken_from_its_notice(on_call: Client) -> None:
     realm = ServiceFactory()
     step(contact("first"))
-    step(contact("second"), 15)
     notifying.page(realm, key="k", title="It is stuck", body="The proxy is gone.", at=now())
-    notice = Notice.objects.get(contact__name="first")
-    assert "Take it" in on_call.get(f"/admin/monitoring/notice/{notice.pk}/change/").content.decode()
-    said = on_call.post(f"/admin/monitoring/notice/{notice.pk}/take/", {"comment": "mine"}, follow=True)
-    assert "It is yours. 2 more will not be told." in said.content.decode()
+    (notice,) = notifying.decide(now())
+    where = f"/admin/monitoring/notice/{notice.pk}"
+    assert "Take it" in on_call.get(f"{where}/change/").content.decode()
+    said = on_call.post(f"{where}/take/", {"comment": "mine"}, follow=True).content.decode()
+    assert "It is yours. Nobody else is told, and it is not repeated." in said
+    assert "Take it" not in said
+    said = on_call.post(f"{where}/take/", {"comment": "mine"}, follow=True).content.decode()
+    assert "Somebody has it already" in said

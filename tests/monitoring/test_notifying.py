@@ -362,22 +362,39 @@ def test_skips_what_another_worker_is_just_claiming() -> None:
 # -- Pages and tests ------------------------------------------------------------------------------------------------
 
 
-def test_pages_each_at_their_step_until_called_off(memory: MemoryNotifier) -> None:
+def test_pages_repeat_and_go_on_to_the_next_until_it_is_over(memory: MemoryNotifier) -> None:
     realm = ServiceFactory(name="realm")
-    step(contact("first"))
+    step(contact("first"), repeat=60)
     step(contact("second"), 15)
-    step(contact("third"), 30)
-
-    def page() -> int:
-        return len(notifying.page(realm, key="stuck-1", title="It is stuck", body="The proxy is gone.", at=T0))
-
-    assert (page(), page()) == (3, 0)
-    assert go(memory) == [("first", "[critical] realm: It is stuck")]
+    step(contact("leads"), 90, critical_only=True)
+    for _ in range(2):
+        notifying.page(realm, key="stuck-1", title="It is stuck", body="The proxy is gone.", at=T0)
+    subject = "[critical] realm: It is stuck"
+    assert go(memory) == [("first", subject)]
     assert memory.inbox[0][1].body == "The proxy is gone."
-    assert [who for who, _ in go(memory, T0 + 15 * MINUTE)] == ["second"]
-    assert notifying.call_off(realm, key="stuck-1", because="bob tries again.") == 1
-    assert go(memory, T0 + 60 * MINUTE) == []
-    assert Notice.objects.get(contact__name="third").state == "called off"
+    assert go(memory, T0 + MINUTE) == []
+    assert go(memory, T0 + 15 * MINUTE) == [("second", subject)]
+    still = subject.replace("critical", "critical, still")
+    assert go(memory, T0 + 60 * MINUTE) == [("first", still)]
+    assert go(memory, T0 + 90 * MINUTE) == [("leads", subject)]
+    assert go(memory, T0 + 120 * MINUTE) == [("first", still)]
+    assert notifying.call_off(realm, key="stuck-1", because="bob tries again.", at=T0 + 121 * MINUTE)
+    assert not notifying.call_off(realm, key="stuck-1", because="once more")
+    over = "[resolved] realm: It is stuck"
+    assert go(memory, T0 + 121 * MINUTE) == [("first", over), ("leads", over), ("second", over)]
+    assert memory.inbox[-1][1].body == "bob tries again."
+    assert len({message.thread for address, message in memory.inbox if address.startswith("first")}) == 1
+    assert go(memory, T0 + 600 * MINUTE) == []
+
+
+def test_page_does_not_wait_for_who_cannot_be_reached(memory: MemoryNotifier) -> None:
+    step(contact("first", enabled=True))
+    step(contact("second"), 15)
+    notifying.page(ServiceFactory(), key="k", title="t", body="b", at=T0)
+    memory.broken = Undeliverable("no such address")
+    go(memory)
+    memory.broken = None
+    assert [who for who, _ in go(memory, T0 + MINUTE)] == ["second"]
 
 
 @pytest.mark.parametrize(("came_of_it", "state"), [(Outbox.SENT, "sent"), (Outbox.WAITING, "called off")])
@@ -385,30 +402,64 @@ def test_what_is_called_off_while_it_is_sent(came_of_it: Outbox, state: str) -> 
     realm = ServiceFactory()
     step(contact())
     notifying.page(realm, key="k", title="t", body="b", at=T0)
+    notifying.decide(T0)
     (claimed,) = notifying._claim(T0, 1)
-    notifying.call_off(realm, key="k", because="bob has it")
+    notifying.call_off(realm, key="k", because="bob has it", at=T0)
     notifying._record(claimed, notifying.Result(came_of_it, "it said"), T0)
     assert Notice.objects.get().state == state
     assert notifying.send_due(T0 + notifying.LEASE, notifiers={}) == 0
+    told = [notice.kind for notice in notifying.decide(T0)]
+    assert told == (["resolved"] if came_of_it is Outbox.SENT else []), "who never heard of it need not hear its end"
 
 
 def test_page_is_taken_by_a_person(memory: MemoryNotifier, bob: User) -> None:
     realm = ServiceFactory()
-    step(contact("first"))
+    step(contact("first"), repeat=60)
     step(contact("second"), 15)
-    notifying.page(realm, key="k", title="t", body="b", at=T0)
+    page = notifying.page(realm, key="k", title="t", body="b", at=T0)
     go(memory)
-    notice = Notice.objects.get(contact__name="first")
     with pytest.raises(ValueError, match="comment"):
-        notifying.take_page(notice, actor=bob, comment=" ")
-    assert notifying.take_page(notice, actor=bob, comment="mine") == 1
-    assert Notice.objects.get(contact__name="second").last_error == "bob has it: mine"
+        notifying.take_page(page, actor=bob, comment=" ", at=T0)
+    notifying.take_page(page, actor=bob, comment="mine", at=T0)
+    with pytest.raises(ValueError, match="has it already"):
+        notifying.take_page(page, actor=bob, comment="mine", at=T0)
+    assert go(memory, T0 + 120 * MINUTE) == []
     assert AuditEntry.objects.get().action == "page.taken"
+    notifying.call_off(realm, key="k", because="It is done.", at=T0 + 121 * MINUTE)
+    assert [who for who, _ in go(memory, T0 + 121 * MINUTE)] == ["first"]
 
 
 def test_says_so_when_there_is_nobody_to_page(caplog: pytest.LogCaptureFixture) -> None:
-    assert notifying.page(ServiceFactory(name="realm"), key="k", title="It is stuck", body="b", at=T0) == []
+    realm = ServiceFactory(name="realm")
+    notifying.page(realm, key="k", title="It is stuck", body="b", at=T0)
     assert "Nobody is on call for realm: It is stuck" in caplog.text
+    step(contact())
+    assert len(notifying.decide(T0 + MINUTE)) == 1, "somebody who is on call later hears of it then"
+
+
+def test_forgets_what_was_told_long_ago_and_keeps_what_is_open(memory: MemoryNotifier) -> None:
+    realm = ServiceFactory()
+    step(contact("first"))
+    over, open_ = firing(realm), firing(realm, labels={"endpoint": "/items"})
+    resolve(over, T0)
+    notifying.page(realm, key="open", title="t", body="b", at=T0)
+    notifying.page(realm, key="over", title="t", body="b", at=T0)
+    go(memory)
+    notifying.call_off(realm, key="over", because="done", at=T0)
+    firing(ServiceFactory(name="shop"))
+    memory.broken = NotSent("not now")
+    go(memory, T0 + MINUTE)
+    assert notifying.forget_old(T0 + notifying.KEEP) == 0
+    later = T0 + notifying.KEEP + timedelta(hours=2)
+    assert notifying.forget_old(later) > 0
+    left = Notice.objects.order_by("pk")
+    assert {(notice.kind, notice.page and notice.page.key) for notice in left} == {
+        ("firing", None), ("page", "open"), ("resolved", "over"),
+    }  # fmt: skip
+    assert not left.filter(alerts=over).exists()
+    assert left.filter(alerts=open_).exists()
+    assert left.filter(state=Outbox.WAITING).count() == 2
+    assert notifying.forget_old(later) == 0, "once an hour"
 
 
 def test_sends_a_test(memory: MemoryNotifier, bob: User) -> None:
