@@ -97,6 +97,12 @@ def as_email(text: str) -> dict[str, object]:
     return parsed
 
 
+def as_file(text: str) -> str:
+    if not Path(text).is_file():
+        raise ValueError(text)
+    return text
+
+
 def as_origin(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
@@ -173,6 +179,7 @@ EMAIL_PORT = int(str(EMAIL.get("EMAIL_PORT") or (465 if EMAIL_USE_SSL else 587 i
 EMAIL_HOST_USER = str(EMAIL.get("EMAIL_HOST_USER") or "")
 EMAIL_HOST_PASSWORD = str(EMAIL.get("EMAIL_HOST_PASSWORD") or "")
 EMAIL_TIMEOUT = 20
+EMAIL_CA_FILE = read("EMAIL_CA_FILE", "", as_file, "a file with the certificate of the mail server's own CA (PEM)")
 DEFAULT_FROM_EMAIL = read(
     "DEFAULT_FROM_EMAIL", "RuneRogue <runerogue@localhost>", str, "RuneRogue <runerogue@example.org>"
 )

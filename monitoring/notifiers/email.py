@@ -21,7 +21,13 @@ from django.template.loader import render_to_string
 
 from monitoring.notifiers.seam import Message, NotSent, Undeliverable
 
-_certificates = functools.cache(ssl.create_default_context)
+
+@functools.cache
+def _certificates(file: str) -> ssl.SSLContext:
+    """Whom to trust: the CAs in `file`, or the system's. Host names are checked."""
+    return ssl.create_default_context(cafile=file or None)
+
+
 AUTHENTICATION = (530, 534, 535, 538)  # our own credentials, which an operator puts right; the message is fine
 
 
@@ -40,6 +46,10 @@ class EmailNotifier:
             Address(addr_spec=address)
         except (ValueError, IndexError):
             return f"{address!r} is not an email address."
+        try:
+            _certificates(settings.EMAIL_CA_FILE)
+        except OSError as error:
+            return f"EMAIL_CA_FILE={settings.EMAIL_CA_FILE} can't be used: {_words(error)}."
         return ""
 
     def send(self, message: Message, *, address: str, secret: str) -> str:
@@ -54,6 +64,11 @@ class EmailNotifier:
             raise _failure(code, text) from error
         except smtplib.SMTPResponseException as error:
             raise _failure(error.smtp_code, error.smtp_error) from error
+        except ssl.SSLCertVerificationError as error:
+            raise NotSent(
+                f"The mail server's certificate is not to be trusted: {error.verify_message.rstrip('.')}. "
+                "Use the host name that it was made for in EMAIL_URL; EMAIL_CA_FILE names a CA of your own."
+            ) from error
         except (smtplib.SMTPException, OSError, ValueError) as error:
             # A socket that was shut down by the time limit raises whatever the line in progress raises.
             raise NotSent(f"The mail server could not be talked to: {_words(error)}.") from error
@@ -66,7 +81,7 @@ def _connected(timeout_seconds: float) -> Iterator[smtplib.SMTP]:
     # Greeted with the sender's domain: asking for this machine's name could wait for a name server.
     me = _domain()
     server = (
-        smtplib.SMTP_SSL(local_hostname=me, timeout=timeout_seconds, context=_certificates())
+        smtplib.SMTP_SSL(local_hostname=me, timeout=timeout_seconds, context=_certificates(settings.EMAIL_CA_FILE))
         if settings.EMAIL_USE_SSL
         else smtplib.SMTP(local_hostname=me, timeout=timeout_seconds)
     )
@@ -91,7 +106,7 @@ def _connected(timeout_seconds: float) -> Iterator[smtplib.SMTP]:
         if code != 220:
             raise smtplib.SMTPConnectError(code, text)
         if settings.EMAIL_USE_TLS:
-            server.starttls(context=_certificates())
+            server.starttls(context=_certificates(settings.EMAIL_CA_FILE))
         yield server
         with contextlib.suppress(smtplib.SMTPException, OSError):
             server.quit()  # the message is accepted: how the goodbye goes is of no interest

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from datetime import datetime
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from aiosmtpd.controller import Controller
@@ -73,10 +76,10 @@ class Mailbox:
 
 
 @contextlib.contextmanager
-def mail_server(settings: Any) -> Iterator[Mailbox]:
-    """A real SMTP server on loopback, to which the settings point."""
+def mail_server(settings: Any, **options: Any) -> Iterator[Mailbox]:
+    """A real SMTP server on loopback, to which the settings point. `options` are those of aiosmtpd's Controller."""
     box = Mailbox()
-    controller = Controller(box, hostname="127.0.0.1", port=free_port())
+    controller = Controller(box, hostname="127.0.0.1", port=free_port(), **options)
     controller.start()
     settings.EMAIL_HOST, settings.EMAIL_PORT = controller.hostname, controller.port
     settings.DEFAULT_FROM_EMAIL = "RuneRogue <runerogue@example.org>"
@@ -84,6 +87,32 @@ def mail_server(settings: Any) -> Iterator[Mailbox]:
         yield box
     finally:
         controller.stop()
+
+
+@dataclass(frozen=True)
+class Certified:
+    """A CA's certificate, and a server's context with a certificate of that CA for one host name."""
+
+    ca: Path
+    server: ssl.SSLContext
+
+
+def certified(folder: Path, host: str) -> Certified:
+    """Made by openssl as an operator makes them."""
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=30)
+
+    openssl("req", "-x509", *curve, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=Our own CA")
+    openssl(
+        "req", "-x509", *curve, "-CA", "ca.pem", "-CAkey", "ca.key", "-keyout", "host.key", "-out", "host.pem",
+        "-subj", f"/CN={host}", "-addext", f"subjectAltName=DNS:{host}",
+        "-addext", "basicConstraints=critical,CA:FALSE",
+    )  # fmt: skip
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(folder / "host.pem", folder / "host.key")
+    return Certified(folder / "ca.pem", context)
 
 
 def free_port() -> int:

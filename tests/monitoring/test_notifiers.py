@@ -18,7 +18,17 @@ from monitoring.notifiers import NOTIFIERS, Line, MemoryNotifier, Message, Notif
 from monitoring.notifiers.email import EmailNotifier
 from monitoring.notifiers.webhook import AlertmanagerNotifier, WebhookNotifier, signature
 from tests.monitoring.factories import approve_loopback
-from tests.monitoring.notices import SECRET, Mailbox, Receiver, dripping, free_port, mail_server, receiver
+from tests.monitoring.notices import (
+    SECRET,
+    Certified,
+    Mailbox,
+    Receiver,
+    certified,
+    dripping,
+    free_port,
+    mail_server,
+    receiver,
+)
 
 LINE = Line(
     id=7,
@@ -152,6 +162,43 @@ def test_does_not_speak_in_the_clear_where_tls_is_asked_for(box: Mailbox, settin
     with pytest.raises(NotSent, match="STARTTLS"):
         mail()
     assert box.mails == []
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certified:
+    return certified(tmp_path_factory.mktemp("certificates"), "localhost")
+
+
+@pytest.mark.parametrize("way", ["STARTTLS", "TLS"])
+def test_encrypts_for_a_server_whose_certificate_is_right_and_for_no_other(
+    settings: Any, certificates: Certified, way: str
+) -> None:
+    settings.EMAIL_USE_TLS, settings.EMAIL_USE_SSL = way == "STARTTLS", way == "TLS"
+    context = certificates.server
+    given = {"tls_context": context, "require_starttls": True} if way == "STARTTLS" else {"ssl_context": context}
+    with mail_server(settings, **given) as box:
+        settings.EMAIL_CA_FILE, settings.EMAIL_HOST = str(certificates.ca), "localhost"
+        assert mail() == "accepted by localhost"
+        settings.EMAIL_HOST = "127.0.0.1"
+        with pytest.raises(NotSent, match=r"not to be trusted: IP address mismatch.*EMAIL_URL"):
+            mail()
+        settings.EMAIL_CA_FILE, settings.EMAIL_HOST = "", "localhost"
+        with pytest.raises(NotSent, match=r"not to be trusted: unable to get local issuer.*EMAIL_CA_FILE"):
+            mail()
+        assert len(box.mails) == 1
+
+
+@pytest.mark.parametrize("way", ["EMAIL_USE_TLS", "EMAIL_USE_SSL"])
+def test_waits_for_a_handshake_only_so_long(settings: Any, way: str) -> None:
+    setattr(settings, way, True)
+    with dripping(settings), pytest.raises(NotSent, match=r"longer than 0\.2 s|could not be talked to"):
+        mail(timeout_seconds=0.2)
+
+
+def test_says_that_a_ca_file_is_none(settings: Any, tmp_path: Path) -> None:
+    settings.EMAIL_HOST, settings.EMAIL_CA_FILE = "mail.example.org", str(tmp_path / "ca.pem")
+    (tmp_path / "ca.pem").write_text("no certificate")
+    assert "EMAIL_CA_FILE" in EmailNotifier().obstacle("erin@example.org", "")
 
 
 @pytest.mark.parametrize(
