@@ -29,7 +29,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from approvals.models import AuditHead
-from monitoring.models import Alert, AlertState, ExternalService, HealthScore, Service, Severity, Target
+from monitoring import notifying
+from monitoring.models import Alert, AlertState, ExternalService, HealthScore, Page, Service, Severity, Target
 from monitoring.reporting import check_database
 
 log = logging.getLogger(__name__)
@@ -261,12 +262,31 @@ def external_services() -> Iterator[Metric]:
     yield waiting
 
 
+def notices() -> Iterator[Metric]:
+    """The outbox: what waits, what failed and is tried again, and what was given up in the last day."""
+    at = now()
+    counts = notifying.outbox(at)
+    found = GaugeMetricFamily(
+        "runerogue_notices", "Messages to people that wait, failed so far, or were given up today.", labels=["state"]
+    )
+    for state, count in counts.by_state.items():
+        found.add_metric([state], count)
+    oldest = GaugeMetricFamily(
+        "runerogue_notices_oldest_age_seconds", "How long the oldest message that waits has been waiting; 0 for none."
+    )
+    oldest.add_metric([], counts.oldest_seconds)
+    pages = GaugeMetricFamily("runerogue_pages_open", "Pages that nobody has taken and that are not over.")
+    pages.add_metric([], Page.objects.open().filter(taken_at=None).count())
+    yield from (found, oldest, pages)
+
+
 PARTS: dict[str, Part] = {
     "scores": scores,
     "alerts": alerts,
     "collection": collection,
     "audit": audit_log,
     "external services": external_services,
+    "notices": notices,
 }
 
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 
 from django.contrib.auth.models import User
 from django.db import connection, transaction
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Count, Exists, Min, OuterRef, Q, QuerySet
 from django.utils.timezone import now
 
 from approvals import audit
@@ -420,6 +420,34 @@ def take_page(page: Page, *, actor: User, comment: str, at: datetime) -> None:
 def told_in_order(alert: Alert) -> Sequence[Notice]:
     """Who was told of `alert`, newest first."""
     return list(alert.notices.select_related("contact").order_by("-created_at", "-pk"))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The outbox in numbers: `waiting`, `failed` (and tried again) and `dead` (given up in the last day)."""
+
+    by_state: Mapping[str, int]
+    oldest_seconds: float
+
+    def __str__(self) -> str:
+        waiting, failed, dead = (self.by_state[state] for state in ("waiting", "failed", "dead"))
+        return f"{waiting} wait, {failed} failed and are tried again, {dead} were given up in the last day."
+
+
+def outbox(at: datetime) -> Counts:
+    """How the outbox stands at `at`. From indexes of what waits and what was given up, however much was told."""
+    waits = (
+        Notice.objects.waiting()
+        .order_by()
+        .aggregate(
+            waiting=Count("pk", filter=Q(last_error="")),
+            failed=Count("pk", filter=~Q(last_error="")),
+            oldest=Min("created_at"),
+        )
+    )
+    dead = Notice.objects.dead().filter(created_at__gte=at - timedelta(days=1)).count()
+    oldest = (at - waits["oldest"]).total_seconds() if waits["oldest"] else 0.0
+    return Counts({"waiting": waits["waiting"], "failed": waits["failed"], "dead": dead}, max(0.0, oldest))
 
 
 # -- Forgetting -------------------------------------------------------------------------------------------------------

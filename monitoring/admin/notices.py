@@ -295,6 +295,10 @@ class NoticeAdmin(ReadOnly, admin.ModelAdmin[Notice]):
         rows = super().get_queryset(request)
         return rows.defer("message") if listing else rows
 
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        context = {"title": "Notices", "subtitle": str(notifying.outbox(now())), **(extra_context or {})}
+        return super().changelist_view(request, context)
+
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
         return super().get_actions(request) if request.user.has_perm("monitoring.change_notice") else {}
 

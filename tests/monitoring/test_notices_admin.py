@@ -289,3 +289,11 @@ def test_a_page_is_taken_from_its_notice(on_call: Client) -> None:
     assert "Take it" not in said
     said = on_call.post(f"{where}/take/", {"comment": "mine"}, follow=True).content.decode()
     assert "Somebody has it already" in said
+
+
+def test_the_list_of_notices_says_how_the_outbox_stands(on_call: Client) -> None:
+    step(contact("first"))
+    firing()
+    notifying.decide(now())
+    said = on_call.get("/admin/monitoring/notice/").content.decode()
+    assert "1 wait, 0 failed and are tried again, 0 were given up in the last day." in said

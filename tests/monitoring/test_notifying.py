@@ -466,3 +466,21 @@ def test_sends_a_test(memory: MemoryNotifier, bob: User) -> None:
     notifying.send_test(contact("first"), actor=bob, at=T0)
     assert go(memory) == [("first", "[test] RuneRogue can reach first")]
     assert AuditEntry.objects.get().action == "contact.tested"
+
+
+def test_outbox_is_counted_by_how_it_stands(memory: MemoryNotifier) -> None:
+    assert notifying.outbox(T0) == notifying.Counts({"waiting": 0, "failed": 0, "dead": 0}, 0.0)
+    step(contact("first"))
+    step(contact("off", enabled=False))
+    firing()
+    memory.broken = Undeliverable("no")
+    go(memory)
+    memory.broken = NotSent("later")
+    firing(ServiceFactory(), at=T0)
+    go(memory, T0 + MINUTE)
+    firing(ServiceFactory(), at=T0)
+    notifying.decide(T0 + 2 * MINUTE)
+    found = notifying.outbox(T0 + 3 * MINUTE)
+    assert found == notifying.Counts({"waiting": 1, "failed": 1, "dead": 1}, 120.0)
+    assert str(found) == "1 wait, 1 failed and are tried again, 1 were given up in the last day."
+    assert notifying.outbox(T0 + timedelta(days=2)).by_state["dead"] == 0
