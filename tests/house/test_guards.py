@@ -25,6 +25,9 @@ def test_every_protected_path_exists(pattern: str) -> None:
         ),
         *(f"improvements/{name}.py" for name in ("stopping", "outcome", "verdict", "risk", "models/lifecycle")),
         "improvements/checks/staging.py",
+        # Who is told, and that somebody notices silence: no improvement may silence what watches it.
+        *(f"monitoring/{name}.py" for name in ("notifying", "routing", "composing", "rounds", "heartbeats")),
+        "monitoring/notifiers/email.py",
         "monitoring/sandbox.py",
         "monitoring/repository.py",
         "approvals/policy.py",
