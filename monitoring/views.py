@@ -138,10 +138,10 @@ def live(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"status": "live"})
 
 
-@described("The database and the queue answer too", shapes.Ready, problems=[503], is_open=True)
+@described("The database answers and can write, and the queue answers", shapes.Ready, problems=[503], is_open=True)
 @reads_only
 def ready(request: HttpRequest) -> HttpResponse:
-    """The database and the queue answer too; 503 with the reasons where one does not."""
+    """The database answers and can write, and the queue answers; 503 with the reasons where one does not."""
     checked = reporting.readiness()
     broken = [check for check in checked if not check.ok]
     if broken:
