@@ -15,7 +15,7 @@ from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.core.exceptions import ValidationError as ModelError
 from django.db import OperationalError, connection, transaction
-from django.http import Http404, HttpRequest, HttpResponseBase, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponseBase, JsonResponse, UnreadablePostError
 from django.utils.cache import patch_cache_control
 from rest_framework import exceptions, generics
 from rest_framework.authentication import BaseAuthentication, SessionAuthentication
@@ -26,7 +26,7 @@ from rest_framework.response import Response
 from rest_framework.throttling import BaseThrottle
 from rest_framework.views import APIView, set_rollback
 
-from approvals import limits, tokens
+from approvals import bodies, limits, tokens
 from approvals.models import ApiToken, Scope, StoredAnswer
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,12 @@ class TooLarge(exceptions.APIException):
     status_code = 413
     default_detail = "The body is larger than this address takes."
     default_code = "too_large"
+
+
+class TooSlow(exceptions.APIException):
+    status_code = 408
+    default_detail = bodies.LATE
+    default_code = "too_slow"
 
 
 class KeyReused(exceptions.APIException):
@@ -72,6 +78,8 @@ def explain(error: Exception, context: Mapping[str, Any]) -> Response:
             error = exceptions.PermissionDenied(str(error) or None)
         case RequestDataTooBig():
             error = TooLarge()
+        case UnreadablePostError() if bodies.was_late(error):
+            error = TooSlow()
         case ModelError():
             error = exceptions.ValidationError(error.messages)
         case exceptions.APIException():
@@ -105,6 +113,7 @@ TITLES = {
     404: "Not found",
     405: "Method not allowed",
     406: "Not acceptable",
+    408: "Too slow",
     409: "In conflict",
     413: "Too large",
     415: "Wrong kind of body",

@@ -4,6 +4,8 @@ import os
 
 from django.core.wsgi import get_wsgi_application
 
+from approvals import bodies
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "runerogue.settings")
 
-application = get_wsgi_application()
+application = bodies.timely(get_wsgi_application())
