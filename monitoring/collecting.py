@@ -20,12 +20,13 @@ from django.conf import settings
 from django.db import transaction
 from pydantic import ValidationError
 
-from monitoring import derive, dialects, processes, prometheus
+from monitoring import derive, dialects, processes, prometheus, pushing
 from monitoring.claiming import claim
 from monitoring.derive import Reading
 from monitoring.manifest import Manifest
 from monitoring.models import Service, Snapshot, Target
 from monitoring.promql import Interval, PromQL
+from monitoring.pushing import Sent
 from monitoring.scraping import MetricSource, ScrapeFailed, Scraper
 from monitoring.storing import store
 
@@ -54,9 +55,9 @@ class Collected:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What came of asking one target: its numbers or a reason, and how long that took."""
+    """What came of asking one target: its numbers or a reason, and how long that took (what it sends: is overdue)."""
 
-    numbers: prometheus.Snapshot | Interval | None
+    numbers: prometheus.Snapshot | Interval | Sent | None
     seconds: float
     reason: str = ""
 
@@ -72,14 +73,15 @@ def collect(
     interval = float(settings.METRICS_COLLECTION_INTERVAL)
     if not claim("collect", at=at, interval_seconds=interval):
         return None
-    targets = list(Target.objects.active().select_related("service", "snapshot").order_by("pk"))
+    targets, sent = _targets(at)
     manifests = _manifests(targets)
-    answers = _ask(
-        targets, manifests, at, source, SPREAD_SHARE * interval if spread_seconds is None else spread_seconds
-    )
+    asked = [target for target in targets if target.pk not in sent]
+    answers = _ask(asked, manifests, at, source, SPREAD_SHARE * interval if spread_seconds is None else spread_seconds)
+    answers |= {pk: _Answer(None if one.reason else one, one.overdue_seconds, one.reason) for pk, one in sent.items()}
     local_ports = {port for target in targets if (port := _local_port(target)) is not None}
     used = processes.listening(local_ports)
 
+    longest = max(300.0, 5 * interval)
     did: dict[int, derive.Traffic] = {}
     fresh: list[tuple[Target, prometheus.Snapshot]] = []
     for target in targets:
@@ -88,15 +90,18 @@ def collect(
         if numbers is None or manifest is None:
             continue
         dialect = manifest.metrics.spoken
+        if isinstance(numbers, Sent):
+            parts = [derive.compare(*pair, dialect=dialect, longest_seconds=longest) for pair in numbers.pairs]
+            if parts:
+                did[target.pk] = derive.merge(parts)
+            continue
         if isinstance(numbers, Interval):
             did[target.pk] = derive.compare(numbers.before, numbers.after, dialect=dialect)
             continue
         port = _local_port(target)
         after = _with_processes(numbers, used.get(port) if port is not None else None)
         fresh.append((target, after))
-        did[target.pk] = derive.compare(
-            _before(target), after, dialect=dialect, longest_seconds=max(300.0, 5 * interval)
-        )
+        did[target.pk] = derive.compare(_before(target), after, dialect=dialect, longest_seconds=longest)
     host = _host_rows()
 
     def rows(without: Collection[int] = ()) -> list[tuple[Service, Reading]]:
@@ -108,11 +113,24 @@ def collect(
     with transaction.atomic():
         # Another round that took until now may have counted what this one has; its numbers are not counted again.
         overtaken = _remember(targets, fresh, failed, at, {target.pk for target in targets if target.pk in did})
+        overtaken |= pushing.remember(sent.values(), at=at)
         stored = store(rows(without=overtaken) if overtaken else found, at=at)
     for target in targets:
         if target.pk in failed and failed[target.pk] != target.last_error:
             log.warning("%s of %s was not measured: %s", target, target.service, failed[target.pk])
     return Collected(at, len(targets), failed, stored)
+
+
+def _targets(at: datetime) -> tuple[list[Target], dict[int, Sent]]:
+    """What is measured in this round, and what those of them sent that are not asked.
+
+    Without those that never sent anything, and those of services that are scraped meanwhile.
+    """
+    active = list(Target.objects.active().select_related("service", "snapshot").order_by("pk"))
+    scraped = {target.service_id for target in active if not target.is_pushed}
+    sends = [target for target in active if target.is_pushed and target.service_id not in scraped]
+    sent = pushing.read(sends, at=at) if sends else {}
+    return [target for target in active if not target.is_pushed or target.pk in sent], sent
 
 
 def _manifests(targets: Iterable[Target]) -> dict[int, Manifest]:
@@ -190,7 +208,7 @@ def _ask(
         return {}
     interval = float(settings.METRICS_COLLECTION_INTERVAL)
     longest = min(LONGEST_TIMEOUT_SECONDS, max(1.0, TIMEOUT_SHARE * interval))
-    salt = hashlib.sha256(b"series:" + settings.SECRET_KEY.encode()).digest()
+    salt = dialects.salt_of(settings.SECRET_KEY)
     began = time.monotonic()
 
     def ask(target: Target, manifest: Manifest, read: MetricSource, scraper: Scraper | None) -> _Answer:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from monitoring import dialects
 from monitoring.dialects import (
-    CPU_SECONDS,
+    CPU_COUNTERS,
     CPU_SECONDS_BY_PROCESS,
     STARTED_AT,
     Client,
@@ -195,8 +195,11 @@ def _cpu_seconds(before: Snapshot, after: Snapshot, *, restarted: bool) -> float
         )
     if dialects.HOST_CPU in after.layout.places:
         return None  # an exporter's own process says nothing about a service
-    was, is_now = before.get(CPU_SECONDS), after.get(CPU_SECONDS)
-    return sum(increases(was, is_now, restarted=restarted).values()) if was and is_now else None
+    for metric in CPU_COUNTERS:
+        was, is_now = before.get(metric), after.get(metric)
+        if was and is_now:
+            return sum(increases(was, is_now, restarted=restarted).values())
+    return None
 
 
 def _has_restarted(before: Snapshot, after: Snapshot) -> bool:

@@ -21,6 +21,13 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS",
 APART = "#"
 
 CPU_SECONDS = "process_cpu_seconds_total"
+# Of a process, by the conventions of different libraries; the first that is there counts.
+CPU_COUNTERS = (
+    CPU_SECONDS,
+    "process_cpu_time_seconds_total",
+    "process_runtime_cpython_cpu_time_seconds_total",
+    "jvm_cpu_time_seconds_total",
+)
 MEMORY_BYTES = "process_resident_memory_bytes"
 OPEN_FDS, MAX_FDS, THREADS = "process_open_fds", "process_max_fds", "process_threads"
 STARTED_AT = "process_start_time_seconds"
@@ -111,6 +118,7 @@ DIALECTS = (
                 "monitoring-alerts",
                 "performance-baseline",
                 "otlp-traces",
+                "otlp-metrics",
             ]
         ),
     ),
@@ -200,10 +208,23 @@ CLIENTS = (
 )
 # Signal → the gauges that tell it; the first that is there counts, summed over its series.
 GAUGES = {
-    "memory_bytes": (MEMORY_BYTES, "process_working_set_bytes"),
-    "open_fds": (OPEN_FDS, "process_files_open_files"),
+    "memory_bytes": (MEMORY_BYTES, "process_memory_usage_bytes", "process_working_set_bytes"),
+    "open_fds": (
+        OPEN_FDS,
+        "process_unix_file_descriptor_count",
+        "process_open_file_descriptor_count",
+        "process_open_file_descriptors",
+        "process_files_open_files",
+    ),
     "max_fds": (MAX_FDS, "process_files_max_files"),
-    "threads": (THREADS, "process_num_threads", "jvm_threads_live_threads", "go_threads"),
+    "threads": (
+        THREADS,
+        "process_thread_count",
+        "process_num_threads",
+        "jvm_thread_count",
+        "jvm_threads_live_threads",
+        "go_threads",
+    ),
     "requests_in_flight": (
         "http_server_active_requests",
         "http_requests_inprogress",
@@ -254,7 +275,8 @@ def needed(dialect: Dialect) -> list[Needed]:
         found.append(Needed(dialect.queries, (), counts=True))
     for client in CLIENTS:
         found += _of_latency(client.latency, (*client.dependency, *client.status, *client.error))
-    found += [Needed(CPU_SECONDS, (), counts=True), Needed(STARTED_AT, (), counts=False)]
+    found += [Needed(metric, (), counts=True) for metric in CPU_COUNTERS]
+    found.append(Needed(STARTED_AT, (), counts=False))
     found += [Needed(metric, (), counts=False) for _, metric in dialect.gauges]
     found += [Needed(metric, (), counts=False) for metrics in GAUGES.values() for metric in metrics]
     found += [Needed(metric, labels, counts=metric in HOST_COUNTERS) for metric, labels in HOST.items()]
@@ -324,6 +346,11 @@ class Allowlist:
         if label in self.methods:
             return method(value)
         return _printable(value)[:LONGEST_LABEL]
+
+
+def salt_of(secret: str) -> bytes:
+    """What keys the hashes of labels, from the installation's secret."""
+    return hashlib.sha256(b"series:" + secret.encode()).digest()
 
 
 @functools.lru_cache(maxsize=256)

@@ -19,6 +19,7 @@ from monitoring.dialects import DIALECTS, Dialect, named
 
 FILE = "runerogue.toml"
 LARGEST_CHARACTERS = 100_000
+PUSHED = "otlp:"  # the address of what is not asked for its metrics but sends them; see monitoring.pushing
 
 
 class ManifestError(ValueError):
@@ -189,6 +190,7 @@ class Metrics(_Table):
     """Where the numbers are, and what they are called."""
 
     path: UrlPath = "/metrics"
+    push: bool = False  # it sends them to /v1/metrics and is not asked
     dialect: Annotated[str, AfterValidator(_is_a_known_dialect)] | None = (
         None  # None: found from the names of the metrics
     )
@@ -197,6 +199,10 @@ class Metrics(_Table):
     promql: Annotated[str, StringConstraints(max_length=500), AfterValidator(_is_an_address)] | None = None
     selector: Annotated[str, StringConstraints(max_length=1000), AfterValidator(_is_a_selector)] = ""
     window_seconds: float | None = Field(default=None, ge=10, le=3600)  # None: the interval, at least a minute
+
+    def url_at(self, address: str) -> str:
+        """Where a release that runs at `address` is measured."""
+        return PUSHED if self.push else f"{address}{self.path}"
 
     @property
     def spoken(self) -> Dialect | None:

@@ -14,7 +14,7 @@ from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
 
 from approvals import audit
-from monitoring import hosts, manifest
+from monitoring import hosts, manifest, pushing
 from monitoring.alerting import ensure_rules
 from monitoring.manifest import Manifest, ManifestError
 from monitoring.models import Service, Target, clone_folder, is_url
@@ -91,9 +91,11 @@ def own_metrics_url() -> str:
 
 
 def _asked(service: Service, actor: User | None) -> Service:
-    """The same service, with a target where its manifest says that a Prometheus API is asked for its numbers."""
+    """The same service, with a target where its manifest says that a Prometheus API is asked or that it sends."""
     if service.parsed.metrics.promql:
         watch(service, service.parsed.metrics.promql, actor=actor)
+    elif service.parsed.metrics.push:
+        pushing.watch(service)
     return service
 
 
@@ -111,6 +113,8 @@ def watch(service: Service, url: str, *, actor: User | None = None) -> Target:
         target, is_new = Target.objects.update_or_create(
             service=service, release="", url=url, defaults={"active": True}
         )
+        # What it sends would be counted twice.
+        Target.objects.pushed().filter(service=service).update(active=False)
         if is_new:
             audit.record("service.watched", service, actor=actor, became={"url": url})
         if not reachable:

@@ -21,6 +21,7 @@ urlpatterns = [
     path("api/v1/ci/gate", api_builds.BuildGate.as_view(), name="api-ci-gate"),
     path("api/v1/alerts", api.Alerts.as_view(), name="api-alerts"),
     path("v1/traces", views_otlp.traces, name="otlp-traces"),
+    path("v1/metrics", views_otlp.metrics, name="otlp-metrics"),
     path("api/v1/vitals", api.Vitals.as_view(), name="api-vitals"),
     path("api/v1/feedback", api.FeedbackOfPeople.as_view(), name="api-feedback"),
 ]

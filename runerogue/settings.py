@@ -186,6 +186,7 @@ DEFAULT_FROM_EMAIL = read(
 SERVER_EMAIL = DEFAULT_FROM_EMAIL
 PUBLIC_URL = read("PUBLIC_URL", f"http://{RUNEROGUE_HOST}:{RUNEROGUE_PORT}", as_origin, "https://runerogue.example.org")
 VITALS_PER_MINUTE = read("VITALS_PER_MINUTE", 6000, whole(1, 1_000_000), "page reports a minute, at least 1")
+OTLP_EXPORTS_PER_MINUTE = read("OTLP_EXPORTS_PER_MINUTE", 1200, whole(1, 1_000_000), "exports a minute, at least 1")
 FEEDBACK_PER_MINUTE = read("FEEDBACK_PER_MINUTE", 60, whole(1, 100_000), "remarks a minute, at least 1")
 
 DEPLOYER = read("DEPLOYER", "haproxy", str, "haproxy, or the name of an installed deployer")

@@ -130,7 +130,7 @@ class HaproxyDeployer:
                 )
         if release.started_at is None or release.state != Release.State.RUNNING:
             release.started_at = timezone.now()
-        url = f"{self.address(release)}{release.service.parsed.metrics.path}"
+        url = release.service.parsed.metrics.url_at(self.address(release))
         slots.mark_started(release, at=release.started_at, url=url)
 
     def _run(self, release: Release) -> None:

@@ -58,7 +58,7 @@ class MemoryDeployer:
             release.port = FIRST_PORT + release.pk
             release.save(update_fields=["port"])
         self.running.add(release.commit)
-        url = f"{self.address(release)}{release.service.parsed.metrics.path}"
+        url = release.service.parsed.metrics.url_at(self.address(release))
         slots.mark_started(release, at=release.started_at or timezone.now(), url=url)
 
     def ready(self, release: Release) -> Readiness:

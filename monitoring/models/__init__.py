@@ -19,6 +19,7 @@ from monitoring.models.notices import (
     SilenceQuerySet,
 )
 from monitoring.models.profiles import Profile, SpanIntake, Statement
+from monitoring.models.pushed import PushedProcess
 from monitoring.models.quality import QualityReport
 from monitoring.models.samples import (
     Rollup,
@@ -58,6 +59,7 @@ __all__ = [
     "Page",
     "PageQuerySet",
     "Profile",
+    "PushedProcess",
     "QualityReport",
     "Rollup",
     "Round",

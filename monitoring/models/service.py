@@ -9,7 +9,7 @@ from django.db import models
 from django.db.models import Q
 from django.utils.timezone import now
 
-from monitoring.manifest import Manifest
+from monitoring.manifest import PUSHED, Manifest
 
 
 class ServiceQuerySet(models.QuerySet["Service"]):
@@ -81,9 +81,17 @@ class TargetQuerySet(models.QuerySet["Target"]):
         """What users get answers from; only these are judged."""
         return self.active().filter(serving=True)
 
+    def pushed(self) -> TargetQuerySet:
+        """What is not asked but sends its metrics by itself."""
+        return self.filter(url=PUSHED)
+
+    def asked(self) -> TargetQuerySet:
+        """What is asked for its metrics."""
+        return self.exclude(url=PUSHED)
+
 
 class Target(models.Model):
-    """One address that the collector scrapes: a running release of a service."""
+    """One address that the collector scrapes, or PUSHED: a running release of a service."""
 
     service = models.ForeignKey(Service, on_delete=models.CASCADE, related_name="targets")
     url = models.CharField(max_length=500)
@@ -107,3 +115,8 @@ class Target(models.Model):
 
     def __str__(self) -> str:
         return f"{self.url} ({self.release})" if self.release else self.url
+
+    @property
+    def is_pushed(self) -> bool:
+        """Whether it sends its metrics by itself and has no address."""
+        return self.url == PUSHED

@@ -9,6 +9,7 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -26,6 +27,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.trace import SpanKind
 from pytest_django.live_server_helper import LiveServer
 
+from approvals import bodies
 from monitoring import profiling
 from monitoring.models import Service
 from monitoring.otlp import decoding
@@ -262,3 +264,22 @@ def test_a_hostile_export_is_answered(client: Client, realm: Service) -> None:
             one.attributes.add(key=name).value.string_value = "\x00'\"{}" * 100
     assert post(client, message.SerializeToString()).status_code == 200
     assert folded() > 0
+
+
+class Trickle:
+    """A body that its server gave up."""
+
+    def read(self, size: int = -1) -> bytes:
+        raise bodies.TooSlow(bodies.LATE)
+
+    readline = read
+
+
+@pytest.mark.parametrize("address", ["/v1/traces", "/v1/metrics", "/api/v1/feedback", "/api/v1/ci/gate"])
+def test_a_body_that_trickles_is_given_up(client: Client, erin: User, address: str) -> None:
+    client.force_login(erin)
+    slow = {"wsgi.input": Trickle()}
+    answer = client.post(address, b"{}", content_type=JSON, headers={"origin": "http://testserver"}, **slow)
+    assert answer.status_code == 408
+    told = answer.json()
+    assert bodies.LATE in (told.get("message"), told.get("detail"))

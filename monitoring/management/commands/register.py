@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from monitoring import addresses, hosts, registry
@@ -40,6 +41,13 @@ class Command(BaseCommand):
         except (registry.CannotRegister, registry.ManifestError) as error:
             raise CommandError(str(error)) from error
         self.stdout.write(f"{service.name} is registered: {service.repository}, branch {service.branch}.")
+        if service.parsed.metrics.push and not options["metrics_url"]:
+            self.stdout.write(
+                f"It sends its metrics itself: start it with OTEL_EXPORTER_OTLP_ENDPOINT={settings.PUBLIC_URL}, "
+                f"OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf and OTEL_SERVICE_NAME={service.name}. From outside of "
+                'MONITORING_ALLOWED_NETWORKS also OTEL_EXPORTER_OTLP_HEADERS="Authorization=Bearer%20rr_…", a token '
+                "with the scope report."
+            )
         if options["metrics_url"] and not hosts.may_be_reached(options["metrics_url"]):
             host, port = addresses.split(options["metrics_url"])
             self.stdout.write(
