@@ -15,7 +15,7 @@ from pathlib import Path
 
 from django.db import transaction
 
-from monitoring import registry, reports, sandbox
+from monitoring import privacy, registry, reports, sandbox
 from monitoring.claiming import claim
 from monitoring.derive import Reading
 from monitoring.models import QualityReport, Service
@@ -82,7 +82,7 @@ def _keep(
             kind=parsed.kind,
             sha256=digest,
             defaults={
-                "branch": branch,
+                "branch": privacy.scrub(branch, own_addresses=False),
                 "on_main": on_main,
                 "at": at,
                 "source": source[:100],

@@ -17,6 +17,8 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
+from monitoring import privacy
+
 LARGEST_BYTES = 16 * 1024 * 1024
 MOST_TESTS = 50_000
 LONGEST_NAME = 200
@@ -87,11 +89,11 @@ def _loaded(body: bytes) -> Any:
 
 def _junit(root: Element) -> Parsed:
     """Each test case once, by "class::name". A name that is there twice is failed if one of them failed."""
-    outcome: dict[str, str] = {}
+    outcome: dict[tuple[str, str], str] = {}
     seconds = 0.0
     worst = {"skipped": 0, "passed": 1, "failed": 2}
     for case in root.iter("testcase"):
-        name = f"{case.get('classname', '')}::{case.get('name', '')}"[:LONGEST_NAME]
+        name = case.get("classname", ""), case.get("name", "")
         tags = {child.tag for child in case}
         state = "failed" if tags & {"failure", "error"} else "skipped" if "skipped" in tags else "passed"
         if name not in outcome or worst[state] > worst[outcome[name]]:
@@ -99,11 +101,17 @@ def _junit(root: Element) -> Parsed:
         seconds += _number(case.get("time") or 0, "time of a test case")
         if len(outcome) > MOST_TESTS:
             raise ReportError(f"There are more than {MOST_TESTS:,} tests in the report.")
-    passed = sorted(name for name, state in outcome.items() if state == "passed")
-    failed = sorted(name for name, state in outcome.items() if state == "failed")
-    executed = len(passed) + len(failed)
-    signals = {"test_success_ratio": len(passed) / executed, "test_seconds": seconds} if executed else {}
-    content = {"passed": passed, "failed": failed, "skipped": len(outcome) - executed, "seconds": round(seconds, 3)}
+    failed = {_name("::".join(name)) for name, state in outcome.items() if state == "failed"}
+    passed = {_name("::".join(name)) for name, state in outcome.items() if state == "passed"} - failed
+    states = Counter(outcome.values())
+    executed = states["passed"] + states["failed"]
+    signals = {"test_success_ratio": states["passed"] / executed, "test_seconds": seconds} if executed else {}
+    content = {
+        "passed": sorted(passed),
+        "failed": sorted(failed),
+        "skipped": len(outcome) - executed,
+        "seconds": round(seconds, 3),
+    }
     return Parsed("junit", signals, content)
 
 
@@ -129,7 +137,7 @@ def _sarif(log: dict[str, Any]) -> Parsed:
     vulnerable, results, rules_hit, tools = 0, 0, Counter[str](), []
     for run in log["runs"]:
         driver = run["tool"]["driver"]
-        tools.append(str(driver["name"])[:LONGEST_NAME])
+        tools.append(_name(driver["name"]))
         scores = {}
         for rule in driver.get("rules") or []:
             if (score := (rule.get("properties") or {}).get(SECURITY_SEVERITY)) is not None:
@@ -139,7 +147,7 @@ def _sarif(log: dict[str, Any]) -> Parsed:
                 continue
             results += 1
             rule_id = str(result.get("ruleId", ""))
-            rules_hit[rule_id[:LONGEST_NAME]] += 1
+            rules_hit[_name(rule_id)] += 1
             score = scores.get(rule_id)
             vulnerable += score >= VULNERABLE_FROM if score is not None else result.get("level", "warning") == "error"
     content = {"tools": tools, "results": results, "vulnerabilities": vulnerable, "rules": dict(rules_hit)}
@@ -148,7 +156,7 @@ def _sarif(log: dict[str, Any]) -> Parsed:
 
 def _ruff(violations: list[dict[str, Any]]) -> Parsed:
     """`ruff check --output-format json`: one object per violation."""
-    rules = Counter(str(violation["code"] or "syntax error")[:LONGEST_NAME] for violation in violations)
+    rules = Counter(_name(violation["code"] or "syntax error") for violation in violations)
     return Parsed("ruff", {"lint_violations": float(len(violations))}, {"rules": dict(rules)})
 
 
@@ -159,10 +167,17 @@ def _benchmark(numbers: dict[str, Any]) -> Parsed:
         values = given if isinstance(given, list) else [given]
         if not values or len(values) > MOST_REPEATS:
             raise ReportError(f"{name[:100]!r} has {len(values)} values; 1 to {MOST_REPEATS} can be compared.")
-        found[str(name)[:LONGEST_NAME]] = [_number(value, f"the value of {name[:100]!r}") for value in values]
+        if (kept := _name(name)) in found:
+            raise ReportError(f"Two numbers are called {kept!r}, without what may be personal in their names.")
+        found[kept] = [_number(value, f"the value of {name[:100]!r}") for value in values]
     if not 1 <= len(found) <= MOST_NUMBERS:
         raise ReportError(f"A benchmark has 1 to {MOST_NUMBERS} numbers, this has {len(found)}.")
     return Parsed("benchmark", {}, {"numbers": found})
+
+
+def _name(given: object) -> str:
+    """A name as it is kept: test cases are named after their parameters, which may be somebody's."""
+    return privacy.scrub(str(given), own_addresses=False)[:LONGEST_NAME]
 
 
 def _number(text: object, what: str) -> float:

@@ -10,6 +10,8 @@ import ipaddress
 import re
 from urllib.parse import urlsplit
 
+from monitoring.privacy import safe_label
+
 LONGEST_LABEL = 200
 LONGEST_PATH_SEGMENTS = 8
 NO_ROUTE = "(no route)"
@@ -31,13 +33,16 @@ def printable(text: str) -> str:
 
 
 def route(template: str) -> str:
-    """A route as the service gives it. Parts that are data and not template (a careless `http.route`) are replaced."""
+    """A route as the service gives it, as its metrics' labels have it too.
+
+    Parts that are data and not template (a careless `http.route`) are replaced.
+    """
     path = template.split("?", 1)[0] if "(?" not in template else template
     if not _TEMPLATED.search(path):
         path = "/".join("{id}" if _DATA.fullmatch(part) else part for part in path.split("/"))
     elif "@" in path:
         path = "/".join("{id}" if "@" in part else part for part in path.split("/"))
-    return printable(path) or "/"
+    return safe_label(printable(path)) or "/"
 
 
 def template_of(path: str) -> str:

@@ -10,7 +10,7 @@ ENDPOINTS = [
     # http.route, span name, path, status → endpoint
     ("/players/{id}", "GET", "/players/8123", 200, "/players/{id}"),
     ("api/players/<int:player_id>", "GET api/players/<int:player_id>", "", 200, "api/players/<int:player_id>"),
-    ("^articles/(?P<year>[0-9]{4})/$", "GET", "", 200, "^articles/(?P<year>[0-9]{4})/$"),
+    ("^articles/(?P<year>[0-9]{4})/$", "GET", "", 200, "articles/<year>/"),
     ("/players/8123", "", "", 200, "/players/{id}"),  # a careless route
     ("/p/alice@example.org/{x}", "", "", 200, "/p/{id}/{x}"),
     ("", "GET /players/{id}", "/players/8123", 200, "/players/{id}"),
