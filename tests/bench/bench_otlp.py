@@ -1,4 +1,6 @@
-"""Spans per second on one core: from the bytes that an exporter sends to what waits, and from there to profiles."""
+"""Spans per second on one core: from the bytes that an exporter sends to what waits, and from there to profiles; and
+points of metrics per second, from the bytes to what is kept of their process.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from google.protobuf import json_format
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from monitoring.otlp import decoding, folding
+from monitoring import dialects
+from monitoring.otlp import decoding, exposition, folding, streams
 from monitoring.otlp.decoding import JSON, PROTOBUF
 from tests.bench.rows import Row
 
@@ -129,7 +133,73 @@ def best(work: Callable[[], object]) -> float:
     return min(seconds)
 
 
+def metric_exports() -> list[bytes]:
+    """What the same service sends of its metrics: 40 histograms (20 endpoints, two statuses), 17 numbers each, and as
+    many of a library that nothing is made of; 20 exports in a row.
+    """
+    found = []
+    for number in range(20):
+        message = ExportMetricsServiceRequest()
+        resource = message.resource_metrics.add()
+        resource.resource.attributes.add(key="service.name").value.string_value = "shop"
+        metrics = resource.scope_metrics.add().metrics
+        for name in ("http.server.request.duration", "shop.basket.size"):
+            metric = metrics.add(name=name, unit="s")
+            metric.histogram.aggregation_temporality = 2
+            for stream in range(40):
+                point = metric.histogram.data_points.add(
+                    start_time_unix_nano=1_700_000_000_000_000_000,
+                    time_unix_nano=1_700_000_000_000_000_000 + number * 60_000_000_000,
+                    count=15 * (number + 1),
+                    sum=3.0 * number,
+                    explicit_bounds=[0.005 * 2**place for place in range(14)],
+                    bucket_counts=[number + 1] * 15,
+                )
+                for key, value in (
+                    ("http.route", f"/e{stream % 20}/{{id}}"),
+                    ("http.request.method", "GET"),
+                    ("http.response.status_code", "200" if stream < 20 else "500"),
+                    ("url.scheme", "http"),
+                ):
+                    point.attributes.add(key=key).value.string_value = value
+        found.append(message.SerializeToString())
+    return found
+
+
+def bench_metrics() -> Iterator[Row]:
+    bodies = metric_exports()
+    keep = dialects.allowlist(None, b"salt")
+
+    def receive() -> streams.State:
+        kept = streams.pack(streams.State())
+        for number, body in enumerate(bodies):
+            state = streams.unpack(kept)
+            (resource,) = exposition.resources(body, content_type=PROTOBUF)
+            batch = exposition.points(resource, keep=keep)
+            assert streams.add(state, batch.points, now=60.0 * number).counted == 40
+            kept = streams.pack(state)
+        return state
+
+    assert len(receive().streams) == 40
+    points = sum(resource.size for body in bodies for resource in exposition.resources(body, content_type=PROTOBUF))
+    parsed = best(lambda: [ExportMetricsServiceRequest.FromString(body) for body in bodies])
+    yield Row(
+        "OTLP points of metrics read, added up and kept",
+        points / best(receive),
+        "points/s",
+        target=5_000,
+        better="higher",
+        peer="protobuf's parser alone",
+        peer_value=points / parsed,
+    )
+
+
 def bench() -> Iterator[Row]:
+    yield from bench_spans()
+    yield from bench_metrics()
+
+
+def bench_spans() -> Iterator[Row]:
     bodies = exports()
     in_json = [as_json(body) for body in bodies]
 
