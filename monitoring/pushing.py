@@ -21,6 +21,7 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import transaction
+from pydantic import ValidationError
 
 from monitoring import dialects, privacy, prometheus
 from monitoring.manifest import PUSHED
@@ -41,6 +42,7 @@ NO_RELEASE = (
     "No release of {service} that runs is called {version!r}. Set service.version to its commit, which RuneRogue's "
     "deployer does by itself where OTEL_EXPORTER_OTLP_ENDPOINT is set."
 )
+UNREADABLE = "The manifest of {service} was written by another version. Refresh the service."
 TOO_MANY = "More than {most} processes of {service} send at a time. Let a collector add them up."
 
 
@@ -58,7 +60,11 @@ class Received:
 
 def receive(service: Service, resource: Resource, *, at: datetime, room: int = exposition.MOST_POINTS) -> Received:
     """Take the metrics of a process of `service`, at most `room` points of them."""
-    keep = dialects.allowlist(service.parsed.metrics.spoken, dialects.salt_of(settings.SECRET_KEY))
+    try:
+        spoken = service.parsed.metrics.spoken
+    except ValidationError:
+        return Received(refused=resource.size, reasons=[UNREADABLE.format(service=service.name)])
+    keep = dialects.allowlist(spoken, dialects.salt_of(settings.SECRET_KEY))
     batch = exposition.points(resource, keep=keep, room=room)
     received = Received(unused=batch.unused)
     _note(received, batch.refused)
@@ -104,7 +110,11 @@ def _note(received: Received, refused: Mapping[str, int]) -> None:
 def _targets(service: Service) -> dict[str, Target] | None:
     """The targets of `service` by their release; None when it is scraped."""
     targets = list(Target.objects.active().filter(service=service))
-    return {target.release: target for target in targets} if all(target.is_pushed for target in targets) else None
+    if all(target.is_pushed for target in targets):
+        return {target.release: target for target in targets}
+    if any(target.is_pushed for target in targets):
+        Target.objects.pushed().filter(service=service).update(active=False)
+    return None
 
 
 def _of_version(service: Service, targets: Mapping[str, Target], version: str) -> Target | None:

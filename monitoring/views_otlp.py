@@ -113,7 +113,7 @@ def _body(request: HttpRequest) -> bytes:
         body = request.read(int(length))
     except UnreadablePostError as error:
         if bodies.was_late(error):
-            raise Refused(408, DEADLINE_EXCEEDED, bodies.LATE, Connection="close") from error
+            raise Refused(408, DEADLINE_EXCEEDED, bodies.LATE) from error
         raise Refused(400, INVALID_ARGUMENT, "The body ends before its Content-Length.") from error
     if len(body) != int(length):
         raise Refused(400, INVALID_ARGUMENT, "The body ends before its Content-Length.")

@@ -222,6 +222,7 @@ def test_a_service_that_is_scraped_is_not_counted_twice(client: Client, clock: l
         rounds.run(T0 + number * INTERVAL, source=source)
     assert in_round(realm, "up", T0 + INTERVAL) == [1.0]
     assert latest(realm, "requests_per_second", endpoint="*") == pytest.approx(1.0)
+    assert list(Target.objects.active()) == [target]
 
 
 def test_releases_that_runerogue_runs_are_told_apart(client: Client, clock: list[datetime], realm: Service) -> None:

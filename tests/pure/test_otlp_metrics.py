@@ -342,3 +342,46 @@ def test_gives_the_signals_that_a_scrape_of_the_same_service_gives(temporality: 
     told = [set(derive.readings(derive.compare(*pair))) for pair in (sent, scraped)]
     assert told[0] == told[1]
     assert {"requests_per_second", "error_ratio", "latency_p95_ms"} <= {one.signal for one in told[0]}
+
+
+CONVENTIONS = {
+    "server": ("http.server.request.duration", "s", {"http__route": "/a"}, "latency_mean_ms", 20.0),
+    "server, old": ("http.server.duration", "ms", {"http__route": "/a"}, "latency_mean_ms", 0.02),
+    "client": ("http.client.request.duration", "s", {"server__address": "b"}, "dependency_latency_mean_ms", 20.0),
+    "client, old": ("http.client.duration", "ms", {"net__peer__name": "b"}, "dependency_latency_mean_ms", 0.02),
+    "database": ("db.client.operation.duration", "s", {"db__system__name": "pg"}, "dependency_latency_mean_ms", 20.0),
+}
+
+
+@pytest.mark.parametrize("case", CONVENTIONS)
+def test_conventions_new_and_old_give_the_usual_signals(case: str) -> None:
+    name, unit, labels, signal, expected = CONVENTIONS[case]
+    sender, seen = Sender(), []
+    for at in (60, 120):
+        point = observed([50 * at // 60, 0, 0, 0], at=at, total=at / 60)
+        point["attributes"] = attributes(**labels)
+        sender.send({**requests(point), "name": name, "unit": unit}, now=at)
+        seen.append(streams.snapshot(sender.state))
+    found = {reading.signal: reading.value for reading in derive.readings(derive.compare(*seen))}
+    assert found[signal] == pytest.approx(expected)
+
+
+def test_a_process_tells_what_it_uses() -> None:
+    sender, seen = Sender(), []
+    for at in (60, 120):
+        levels = {"process.memory.usage": ("By", 5e7), "process.thread.count": ("{thread}", 9.0)}
+        levels["process.unix.file_descriptor.count"] = ("{file_descriptor}", 7.0)
+        levels["http.server.active_requests"] = ("{request}", 2.0)
+        modes = [
+            value(at / 6 * part, at=at, attributes=attributes(cpu__mode=m)) for m, part in (("user", 2), ("system", 1))
+        ]
+        gauges = [
+            counter(name, value(number, at=at), monotonic=False, unit=unit) for name, (unit, number) in levels.items()
+        ]
+        sender.send(counter("process.cpu.time", *modes), *gauges, now=at)
+        seen.append(streams.snapshot(sender.state))
+    found = {reading.signal: reading.value for reading in derive.readings(derive.compare(*seen))}
+    assert found == {
+        "cpu_percent": pytest.approx(50.0), "memory_bytes": 5e7, "threads": 9.0, "open_fds": 7.0,
+        "requests_in_flight": 2.0,
+    }  # fmt: skip
