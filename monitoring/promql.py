@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from monitoring import dialects
+from monitoring import dialects, privacy
 from monitoring.dialects import Allowlist, Dialect, Needed
 from monitoring.prometheus import Labels, Snapshot
 from monitoring.scraping import ScrapeFailed, fetch
@@ -132,7 +132,8 @@ class PromQL:
                 "See metrics.promql; Mimir and others have theirs below a path such as /prometheus."
             )
         if content["status"] != "success":
-            raise ScrapeFailed(f"The query was refused: {content.get('errorType')}: {str(content.get('error'))[:300]}")
+            told = (privacy.safe_label(str(content.get(key)), longest=300) for key in ("errorType", "error"))
+            raise ScrapeFailed(f"The query was refused: {': '.join(told)}")
         return _rows(content.get("data"))
 
 

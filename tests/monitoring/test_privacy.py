@@ -53,6 +53,8 @@ PERSON = {
     "session": "6f0e1d9c6d3e4ac09f6e0c7a2f0b9e11",
     "phone": "+49 170 77123456",
 }
+# No form tells these from the names that programmers give to views, tests and machines, or from plain words.
+UNTOLD = {"name", "user name"}
 Input = Callable[[Client, Path], object]
 
 
@@ -135,6 +137,34 @@ def hostile_answers(client: Client, folder: Path) -> None:
     assert not any("approved" in reason for reason in done.failed.values()), "they were asked"
 
 
+def refused_queries(client: Client, folder: Path) -> None:
+    """A Prometheus that quotes what it was asked, or its series, when it refuses."""
+    values = [value for what, value in PERSON.items() if what not in UNTOLD]
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+
+    def serve() -> None:
+        for _ in values:
+            with listener.accept()[0] as accepted:
+                value = values[int(accepted.recv(65536).split(b"/", 2)[1])]
+                body = json.dumps({"status": "error", "errorType": value, "error": f"{value} of {value}"}).encode()
+                accepted.sendall(b"HTTP/1.1 422 No\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    for number in range(len(values)):
+        url = f"http://127.0.0.1:{port}/{number}"
+        text = f'{MANIFEST}[metrics]\npromql = "{url}"\n'
+        service = ServiceFactory(manifest=parse(text).model_dump(mode="json"))
+        TargetFactory(service=service, release="abc", url=url)
+    done = rounds.run(T0 + timedelta(hours=3))
+    thread.join(timeout=10)
+    listener.close()
+    assert done is not None
+    assert len(done.failed) == len(values)
+    assert all("The query was refused" in reason for reason in done.failed.values()), done.failed
+
+
 def addresses() -> Iterator[str]:
     """Every address of urls.py outside of the admin, and some that are not there, without their leading slash."""
 
@@ -199,10 +229,6 @@ def names_and_manifests(client: Client, folder: Path) -> None:
             )
         with pytest.raises(ValueError, match="not the name or address"):
             hosts.request(f"user {value}", purpose="x", actor=None)
-
-
-# No form tells these from the names that programmers give to views, tests and machines, or from plain words.
-UNTOLD = {"name", "user name"}
 
 
 def sent(client: Client, address: str, content: bytes, content_type: str, **headers: str) -> None:
@@ -324,6 +350,7 @@ INPUTS: dict[str, Input] = {
     "scraped labels": scraped_labels,
     "malformed expositions": malformed_expositions,
     "hostile answers": hostile_answers,
+    "refused queries": refused_queries,
     "requests": requests,
     "names and manifests": names_and_manifests,
     "spans": sent_spans,
