@@ -15,7 +15,7 @@ from django.db.models import Count, Max, Q
 from numpy.typing import NDArray
 
 from approvals import audit
-from monitoring import baselines, reading
+from monitoring import backfilling, baselines, reading
 from monitoring.baselines import Compared, Expected, Profile, Quantiles, hour_of_day, hour_of_week
 from monitoring.models import Alert, Baseline, BaselineSeries, HealthScore, Service, Status, labels_key
 
@@ -167,7 +167,8 @@ def _due_window(service: Service, newest: Baseline | None, at: datetime) -> tupl
     first = HealthScore.objects.filter(service=service, at__gt=at - LONGEST).order_by("at").first()
     if first is None:
         return None
-    since = max(first.at, at - LONGEST)
+    past = backfilling.known_since(service)
+    since = max(min(first.at, past or first.at), at - LONGEST)
     if newest is None:
         if at - since < FIRST_AFTER:
             return None

@@ -20,8 +20,9 @@ from django.conf import settings
 from django.db import transaction
 from pydantic import ValidationError
 
-from monitoring import derive, dialects, processes, prometheus, pushing
+from monitoring import backfilling, credentials, derive, dialects, processes, prometheus, pushing
 from monitoring.claiming import claim
+from monitoring.credentials import NOBODY, MissingCredentials
 from monitoring.derive import Reading
 from monitoring.manifest import Manifest
 from monitoring.models import Service, Snapshot, Target
@@ -37,7 +38,6 @@ LONGEST_TIMEOUT_SECONDS = 10.0
 TIMEOUT_SHARE = 0.8  # of the interval, at most
 SPREAD_SHARE = 0.02  # of the interval: targets are not all asked in the same moment
 LATE_SHARE = 0.1  # of the interval: an answer that took longer came late
-SHORTEST_WINDOW_SECONDS = 60.0
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 # What is told of a service as a whole beside its releases; the rest of the processes' numbers is told by release.
 WHOLE = frozenset({"queries_per_request", "requests_in_flight", "open_fds", "max_fds", "threads"})
@@ -115,6 +115,8 @@ def collect(
         overtaken = _remember(targets, fresh, failed, at, {target.pk for target in targets if target.pk in did})
         overtaken |= pushing.remember(sent.values(), at=at)
         stored = store(rows(without=overtaken) if overtaken else found, at=at)
+        past = [target for target in targets if isinstance(answers[target.pk].numbers, Interval)]
+        backfilling.note_pauses(past, manifests, at)
     for target in targets:
         if target.pk in failed and failed[target.pk] != target.last_error:
             log.warning("%s of %s was not measured: %s", target, target.service, failed[target.pk])
@@ -217,18 +219,25 @@ def _ask(
         keep = dialects.allowlist(metrics.spoken, salt)
         if scraper is not None:
             time.sleep(spread_seconds * _moment(target.url))
+        access = NOBODY
         asked = time.monotonic()
         now = at.timestamp() + (asked - began if scraper is not None else 0.0)
         try:
             numbers: prometheus.Snapshot | Interval
-            if scraper is not None and metrics.promql and target.url.rstrip("/") == metrics.promql:
-                window = metrics.window_seconds or max(interval, SHORTEST_WINDOW_SECONDS)
-                api = PromQL(scraper.client, metrics.promql, metrics.selector, window, timeout_seconds)
+            # Those who read a Prometheus say who they are to it alone; what else the service has is not told.
+            if scraper is not None and (metrics.promql is None or metrics.asks(target.url)):
+                access = credentials.of(metrics, target.service.environment)
+            if scraper is not None and metrics.promql is not None and metrics.asks(target.url):
+                api = PromQL(
+                    scraper.client, metrics.promql, metrics.selector, metrics.window(interval), timeout_seconds, access
+                )
                 numbers = api.read(at=now, dialect=metrics.spoken, keep=keep)
+            elif scraper is not None:
+                numbers = scraper.read(target.url, at=now, timeout_seconds=timeout_seconds, keep=keep, access=access)
             else:
                 numbers = read.read(target.url, at=now, timeout_seconds=timeout_seconds, keep=keep)
-        except ScrapeFailed as reason:
-            return _Answer(None, time.monotonic() - asked, str(reason)[:500])
+        except (ScrapeFailed, MissingCredentials) as reason:
+            return _Answer(None, time.monotonic() - asked, access.hidden(str(reason))[:500])
         return _Answer(numbers, time.monotonic() - asked)
 
     if source is not None:

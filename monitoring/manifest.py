@@ -9,10 +9,10 @@ import difflib
 import re
 import tomllib
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from monitoring.dialects import DIALECTS, Dialect, named
@@ -128,6 +128,31 @@ def _is_an_origin(origin: str) -> str:
     return origin
 
 
+# Names of headers that say who asks or where to; the first kind has settings of its own, the second is ours to say.
+_SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie"})
+_OWN_HEADERS = frozenset(
+    {"host", "connection", "content-length", "transfer-encoding", "accept-encoding", "te", "upgrade"}
+)
+
+
+def _is_a_header(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9-]{1,100}", name) or name.lower() in _SECRET_HEADERS | _OWN_HEADERS:
+        raise PydanticCustomError(
+            "header",
+            "{given} is not a header that can be given here",
+            {"given": repr(name), "fix": "credentials have bearer_token_env, username and password_env"},
+        )
+    return name
+
+
+def _is_a_header_value(value: str) -> str:
+    if not (value.isascii() and value.isprintable()):
+        raise PydanticCustomError(
+            "header", "a header can't hold this value", {"fix": "use printable ASCII on one line"}
+        )
+    return value
+
+
 Command = Annotated[
     str, StringConstraints(min_length=1, max_length=2000, strip_whitespace=True), AfterValidator(_no_control_characters)
 ]
@@ -138,6 +163,10 @@ MetricName = Annotated[str, StringConstraints(max_length=200), AfterValidator(_i
 ServiceName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
 Origin = Annotated[str, StringConstraints(max_length=200), AfterValidator(_is_an_origin)]
 EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,99}$")]
+# A variable in the environment that is registered for the service, which may be of any spelling.
+SecretName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
+HeaderName = Annotated[str, AfterValidator(_is_a_header)]
+HeaderValue = Annotated[str, StringConstraints(max_length=500), AfterValidator(_is_a_header_value)]
 
 
 class _Table(BaseModel):
@@ -183,6 +212,7 @@ class Mapped(_Table):
     threads: MetricName | None = None
 
 
+SHORTEST_WINDOW_SECONDS = 60.0  # unless it is named
 UNIT_SECONDS = {"seconds": 1.0, "milliseconds": 1e-3, "microseconds": 1e-6}
 
 
@@ -199,6 +229,33 @@ class Metrics(_Table):
     promql: Annotated[str, StringConstraints(max_length=500), AfterValidator(_is_an_address)] | None = None
     selector: Annotated[str, StringConstraints(max_length=1000), AfterValidator(_is_a_selector)] = ""
     window_seconds: float | None = Field(default=None, ge=10, le=3600)  # None: the interval, at least a minute
+    history_days: int = Field(default=28, ge=0, le=28)  # how far back a PromQL API is asked for what was missed
+    # Who asks. The file is in a repository, so of secrets it holds the names of variables and never a value.
+    bearer_token_env: SecretName | None = None
+    username: HeaderValue | None = None
+    password_env: SecretName | None = None
+    headers: dict[HeaderName, HeaderValue] = {}  # such as X-Scope-OrgID, the tenant of Mimir
+    headers_env: dict[HeaderName, SecretName] = {}
+
+    @model_validator(mode="after")
+    def _asks_in_one_way(self) -> Self:
+        if (self.username is None) != (self.password_env is None) or (self.username and self.bearer_token_env):
+            raise PydanticCustomError(
+                "access",
+                "it says in two ways, or by half, who asks",
+                {"fix": "name bearer_token_env alone, or username together with password_env"},
+            )
+        if self.username and ":" in self.username:
+            raise PydanticCustomError("access", "a username can't hold a colon", {"fix": "choose another one"})
+        return self
+
+    def asks(self, url: str) -> bool:
+        """Whether a target at `url` is the PromQL API that is asked for the numbers, and not scraped."""
+        return self.promql is not None and url.rstrip("/") == self.promql
+
+    def window(self, interval_seconds: float) -> float:
+        """The seconds over which a PromQL API is asked how much counters grew."""
+        return self.window_seconds or max(interval_seconds, SHORTEST_WINDOW_SECONDS)
 
     def url_at(self, address: str) -> str:
         """Where a release that runs at `address` is measured."""
@@ -310,6 +367,9 @@ EXAMPLES = {
     "tuning.*.values": "values = [1, 2, 4, 8]",
     "metrics.timeout_seconds": "timeout_seconds = 5",
     "metrics.window_seconds": "window_seconds = 120",
+    "metrics.history_days": "history_days = 28",
+    "metrics.bearer_token_env": 'bearer_token_env = "PROM_TOKEN"',
+    "metrics.password_env": 'password_env = "PROM_PASSWORD"',
     "metrics.map.unit": 'unit = "milliseconds"',
     "slo.availability": "availability = 0.999",
     "slo.latency_ms": "latency_ms = 500",
@@ -368,10 +428,26 @@ def _explained(detail: ErrorDetails, text: str, file: str) -> ManifestError:
             )
         case "string_pattern_mismatch" if keys[0] == "tuning":
             problem, fix = f"{dotted!r} is not the name of an environment variable", "use capitals, digits and _."
+        case "string_pattern_mismatch" if dotted.startswith("metrics."):
+            # What is written may be the secret itself: it is not repeated.
+            problem = f"{dotted} is not the name of an environment variable"
+            fix = "write the name, and register its value with `manage.py register … --env NAME=VALUE`."
         case "string_pattern_mismatch":
             problem = f"{dotted} = {detail['input']!r} is not a usable name"
             fix = "use small letters, digits and hyphens, starting with a letter, at most 40."
-        case "port" | "path" | "pattern" | "control" | "dialect" | "name" | "address" | "selector" | "origin":
+        case (
+            "port"
+            | "path"
+            | "pattern"
+            | "control"
+            | "dialect"
+            | "name"
+            | "address"
+            | "selector"
+            | "origin"
+            | "header"
+            | "access"
+        ):
             problem = f"{dotted}: {detail['msg'].replace('{{', '{').replace('}}', '}')}"
             fix = str(detail["ctx"]["fix"]) + "."
         case _:

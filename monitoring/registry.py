@@ -16,6 +16,7 @@ from django.db import IntegrityError, transaction
 from approvals import audit
 from monitoring import hosts, manifest, pushing
 from monitoring.alerting import ensure_rules
+from monitoring.credentials import METRICS
 from monitoring.manifest import Manifest, ManifestError
 from monitoring.models import Service, Target, clone_folder, is_url
 from monitoring.repository import REMOTE_SCHEMES, GitError, Repository
@@ -137,8 +138,8 @@ def read_manifest(where: Repository, commit: str | None = None) -> Manifest:
 
 
 def running_environment(service: Service) -> dict[str, str]:
-    """The environment of the service's releases: what was registered, without what is for tests."""
-    return {name: value for name, value in service.environment.items() if not name.startswith(TESTING)}
+    """The environment of the service's releases: what was registered, without what is for tests or for measuring."""
+    return {name: value for name, value in service.environment.items() if not name.startswith((TESTING, METRICS))}
 
 
 def environment_for_tests(service: Service) -> dict[str, str]:

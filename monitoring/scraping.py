@@ -15,11 +15,16 @@ import httpx
 
 from monitoring import dialects, outbound
 from monitoring.addresses import Approved
+from monitoring.credentials import NOBODY, Access
 from monitoring.prometheus import LARGEST_BYTES, Clock, Keep, NotPrometheus, Snapshot, parse
 
 
 class ScrapeFailed(Exception):
     """A target gave no usable numbers; the message is what a person reads beside it."""
+
+
+class TooLarge(ScrapeFailed):
+    """It answered with more than is read."""
 
 
 class MetricSource(Protocol):
@@ -57,7 +62,12 @@ def clock() -> Clock | None:
 
 
 def fetch(
-    client: httpx.Client, url: str, *, timeout_seconds: float, params: Mapping[str, str] | None = None
+    client: httpx.Client,
+    url: str,
+    *,
+    timeout_seconds: float,
+    params: Mapping[str, str] | None = None,
+    access: Access = NOBODY,
 ) -> tuple[httpx.Response, bytes, float]:
     """An answer (whatever its status), its body, and after how many seconds it began. Raises ScrapeFailed.
 
@@ -68,7 +78,8 @@ def fetch(
     began = time.monotonic()
     deadline = began + timeout_seconds
     try:
-        with client.stream("GET", url, params=params, timeout=timeout_seconds) as response:
+        headers = dict(access.headers)
+        with client.stream("GET", url, params=params, headers=headers, timeout=timeout_seconds) as response:
             answered = time.monotonic() - began
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise ScrapeFailed("It answered compressed although plain text was asked for.")
@@ -76,7 +87,7 @@ def fetch(
             for chunk in response.iter_raw():
                 body += chunk
                 if len(body) > LARGEST_BYTES:
-                    raise ScrapeFailed(f"The metrics are larger than {LARGEST_BYTES // 1024 // 1024} MB.")
+                    raise TooLarge(f"The metrics are larger than {LARGEST_BYTES // 1024 // 1024} MB.")
                 # The client's timeout is per read; a body that drips must end too.
                 if time.monotonic() > deadline:
                     raise ScrapeFailed(f"The metrics took longer than {timeout_seconds:g} s.")
@@ -87,6 +98,11 @@ def fetch(
         raise ScrapeFailed(f"It can't be reached: {words}.") from error
     except RuntimeError as error:  # the client was closed because the round is over
         raise ScrapeFailed(f"It did not answer within {timeout_seconds:g} s.") from error
+    if response.status_code in (401, 403):
+        # Without its words: it may repeat what it was sent.
+        what = "It refuses the credentials" if access.secrets else "It wants credentials"
+        setting = "metrics.bearer_token_env, or username and password_env"
+        raise ScrapeFailed(f"{what} (status {response.status_code}). See {setting}, in the manifest.")
     return response, bytes(body), answered
 
 
@@ -105,9 +121,19 @@ class Scraper:
     ) -> None:
         self.client.close()
 
-    def read(self, url: str, *, at: float, timeout_seconds: float | None = None, keep: Keep | None = None) -> Snapshot:
+    def read(
+        self,
+        url: str,
+        *,
+        at: float,
+        timeout_seconds: float | None = None,
+        keep: Keep | None = None,
+        access: Access = NOBODY,
+    ) -> Snapshot:
         asked = clock()
-        response, body, answered = fetch(self.client, url, timeout_seconds=timeout_seconds or self.timeout_seconds)
+        response, body, answered = fetch(
+            self.client, url, timeout_seconds=timeout_seconds or self.timeout_seconds, access=access
+        )
         if response.status_code != 200:
             raise ScrapeFailed(f"It answered with status {response.status_code}.")
         openmetrics = "openmetrics" in response.headers.get("content-type", "")

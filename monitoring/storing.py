@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+import math
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from django.db.models import Q
 from numpy.typing import NDArray
 
 from monitoring import copybinary, partitions
+from monitoring.blocks import DAY_US
 from monitoring.claiming import claim
 from monitoring.derive import Reading
 from monitoring.models import HealthScore, Service, Target, labels_key
@@ -39,34 +41,67 @@ def store(rows: Sequence[tuple[Service, Reading]], *, at: datetime) -> int:
         rows, value = [row for row, kept in zip(rows, finite.tolist(), strict=True) if kept], value[finite]
     if not rows:
         return 0
+    keys = [(service.id, reading.signal, reading.labels) for service, reading in rows]
+    times = np.full(len(rows), copybinary.microseconds(at))
+    return _write(keys, slice(None), times, value, [partitions.day_of(at)])
+
+
+def store_past(service: Service, found: Iterable[tuple[datetime, Sequence[Reading]]]) -> int:
+    """Write what `service` measured at several times, all or none; what is stored already stays.
+
+    Returns how many were new, as `store` counts them.
+    """
+    rows = [
+        (copybinary.microseconds(at), reading) for at, part in found for reading in part if math.isfinite(reading.value)
+    ]
+    if not rows:
+        return 0
+    times = np.fromiter((at_us for at_us, _ in rows), np.int64, len(rows))
+    value = np.fromiter((reading.value for _, reading in rows), np.float64, len(rows))
+    keys: dict[Key, int] = {}
+    places = [keys.setdefault((service.id, reading.signal, reading.labels), len(keys)) for _, reading in rows]
+    days = [partitions.day_of(copybinary.moment(day_us)) for day_us in np.unique(times // DAY_US * DAY_US).tolist()]
+    return _write(list(keys), np.array(places, np.intp), times, value, days)
+
+
+def _write(
+    keys: Sequence[Key],
+    places: NDArray[np.intp] | slice,
+    at_us: NDArray[np.int64],
+    value: NDArray[np.float64],
+    days: Iterable[date],
+) -> int:
+    """One sample per place[n] in `keys`, at_us[n] (microseconds since 1970) and value[n], all or none."""
     with transaction.atomic():
         with connection.cursor() as cursor:
             # From here on no series is forgotten and no day is dropped until this is committed.
             cursor.execute("LOCK TABLE monitoring_series, ONLY monitoring_sample IN ROW EXCLUSIVE MODE")
-        partitions.ensure(partitions.day_of(at))
-        series = _series_ids([(service.id, reading.signal, reading.labels) for service, reading in rows])
+        for day in days:
+            partitions.ensure(day)
+        series = _series_ids(keys)[places]
         # In one order for everybody: two that store the same round must not wait for each other in a circle.
-        order = np.argsort(series, kind="stable")
-        series, value = series[order], value[order]
+        order = np.lexsort((at_us, series))
+        series, at_us, value = series[order], at_us[order], value[order]
         try:
             # Django knows nothing of COPY: without the second its errors would be psycopg's own.
             with transaction.atomic(), connection.wrap_database_errors, connection.cursor() as cursor:
                 with cursor.copy("COPY monitoring_sample (series_id, at, value) FROM STDIN (FORMAT BINARY)") as copy:
-                    copy.write(copybinary.pack(series, copybinary.microseconds(at), value))
+                    copy.write(copybinary.pack(series, at_us, value))
                 return int(cursor.rowcount)
         except IntegrityError:  # part of the round is there: COPY is all or nothing
-            return _add_missing(series, value, at)
+            return _add_missing(series, at_us, value)
 
 
-def _add_missing(series: NDArray[np.int64], value: NDArray[np.float64], at: datetime) -> int:
+def _add_missing(series: NDArray[np.int64], at_us: NDArray[np.int64], value: NDArray[np.float64]) -> int:
     with connection.cursor() as cursor:
         cursor.execute(
             """
             INSERT INTO monitoring_sample (series_id, at, value)
-            SELECT series_id, %s, value FROM unnest(%s::bigint[], %s::float8[]) AS wanted(series_id, value)
+            SELECT series_id, timestamptz 'epoch' + at_us * interval '1 microsecond', value
+            FROM unnest(%s::bigint[], %s::bigint[], %s::float8[]) AS wanted(series_id, at_us, value)
             ON CONFLICT DO NOTHING
             """,
-            [at, series.tolist(), value.tolist()],
+            [series.tolist(), at_us.tolist(), value.tolist()],
         )
         return int(cursor.rowcount)
 

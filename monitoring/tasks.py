@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils.timezone import now
 
-from monitoring import baselining, blindspots, notifying, quality, rounds, sealing
+from monitoring import backfilling, baselining, blindspots, notifying, quality, rounds, sealing
 from monitoring.models import Service
 
 
@@ -29,6 +29,16 @@ def seal() -> None:
 def notify() -> None:
     """Decide who is told of what, and send what waits. Several at once share the messages."""
     notifying.tell(now())
+
+
+@shared_task(name="monitoring.tasks.backfill")
+def backfill() -> None:
+    """Ask for a part of what nobody measured of services whose series are in a Prometheus. Doubled messages find it
+    claimed.
+    """
+    done = backfilling.run(now())
+    if done and done.finished:
+        set_baselines.delay()
 
 
 @shared_task(name="monitoring.tasks.set_baselines")

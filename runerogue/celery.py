@@ -54,6 +54,7 @@ def every(seconds: int, task: str) -> dict[str, object]:
 
 app.conf.beat_schedule = {
     "collect": every(settings.METRICS_COLLECTION_INTERVAL, "monitoring.tasks.collect"),
+    "backfill": every(settings.METRICS_COLLECTION_INTERVAL, "monitoring.tasks.backfill"),
     "measure quality": every(600, "monitoring.tasks.measure_quality"),
     "seal": every(600, "monitoring.tasks.seal"),
     "notify": every(settings.NOTIFY_SECONDS, "monitoring.tasks.notify"),

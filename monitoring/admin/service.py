@@ -14,7 +14,7 @@ from django.utils.safestring import SafeString
 from django.utils.timezone import now
 
 from approvals.readonly import ReadOnly
-from monitoring import blindspots, experience
+from monitoring import backfilling, blindspots, experience
 from monitoring.admin import charts
 from monitoring.admin.pages import NONE, Audited, covered, explained, score_in_words, vitals_in_words
 from monitoring.models import Alert, HealthScore, Service, Target
@@ -63,6 +63,7 @@ class ServiceAdmin(Audited, admin.ModelAdmin[Service]):
         "why",
         "scores",
         "coverage",
+        "past",
         "experience",
         "see_also",
         "environment_names",
@@ -79,6 +80,7 @@ class ServiceAdmin(Audited, admin.ModelAdmin[Service]):
         "why",
         "scores",
         "coverage",
+        "past",
         "experience",
         "see_also",
         "environment_names",
@@ -164,6 +166,10 @@ class ServiceAdmin(Audited, admin.ModelAdmin[Service]):
     @admin.display(description="seen by the monitoring")
     def coverage(self, service: Service) -> SafeString:
         return covered(blindspots.coverage(service, now()))
+
+    @admin.display(description="time before")
+    def past(self, service: Service) -> str:
+        return backfilling.told(service) or "Only what was scraped is known."
 
     @admin.display(description="web vitals")
     def experience(self, service: Service) -> SafeString | str:

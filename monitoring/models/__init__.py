@@ -6,6 +6,7 @@ from monitoring.models.coverage import RouteMap
 from monitoring.models.external import Access, ExternalService, ExternalServiceQuerySet
 from monitoring.models.feedback import Feedback
 from monitoring.models.heartbeats import Heartbeat
+from monitoring.models.history import Backfill, BackfillQuerySet
 from monitoring.models.notices import (
     Contact,
     EscalationStep,
@@ -41,6 +42,8 @@ __all__ = [
     "AlertQuerySet",
     "AlertRule",
     "AlertState",
+    "Backfill",
+    "BackfillQuerySet",
     "Baseline",
     "BaselineQuerySet",
     "BaselineSeries",

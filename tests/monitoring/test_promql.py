@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import logging
 import os
 import re
 import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,13 +20,17 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
+from django.contrib.auth.models import User
+from django.test import Client
 
-from monitoring import dialects, reading
+from approvals.models import AuditEntry
+from monitoring import backfilling, baselining, dialects, reading, registry, storing
 from monitoring.addresses import Approval, Approved
 from monitoring.collecting import collect
-from monitoring.derive import compare, quantile, readings
+from monitoring.derive import Reading, compare, quantile, readings
 from monitoring.manifest import Metrics, parse
-from monitoring.promql import Interval, PromQL
+from monitoring.models import Backfill, ExternalService, HealthScore, Round, Service, Status, Target, labels_key
+from monitoring.promql import Grid, Interval, PromQL
 from monitoring.scraping import ScrapeFailed, open_client
 from runerogue.stack.ports import next_free
 from tests.monitoring.factories import MANIFEST, T0, ServiceFactory, TargetFactory, approve_loopback
@@ -47,10 +53,11 @@ class Twin(BaseHTTPRequestHandler):
         if isinstance(found, tuple):
             status, body = found
         else:
-            result = [{"metric": labels, "value": [0, str(value)]} for labels, value in found]
+            asked = float(parse_qs(urlsplit(self.path).query)["start"][0])
+            result = [{"metric": labels, "values": [[asked, str(value)]]} for labels, value in found]
             status, body = (
                 200,
-                json.dumps({"status": "success", "data": {"resultType": "vector", "result": result}}).encode(),
+                json.dumps({"status": "success", "data": {"resultType": "matrix", "result": result}}).encode(),
             )
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
@@ -124,6 +131,9 @@ def test_gives_the_signals_that_a_scrape_would(address: str, monkeypatch: pytest
     assert len(Twin.asked) < 15
 
 
+MATRIX = b'{"status":"success","data":{"resultType":"matrix","result":[{"metric":{"__name__":"up"},"values":%s}]}}'
+
+
 @pytest.mark.parametrize(
     ("table", "says"),
     [
@@ -136,8 +146,16 @@ def test_gives_the_signals_that_a_scrape_would(address: str, monkeypatch: pytest
         ),
         ([("", (404, b"<html>"))], "status 404 and not as a Prometheus API.*Mimir"),
         ([("", (200, b"[1]"))], "not as a Prometheus API"),
-        ([("", (200, b'{"status":"success","data":{"resultType":"matrix","result":[]}}'))], "something else"),
-        ([("", (200, b'{"status":"success","data":{"resultType":"vector","result":[{}]}}'))], "something else"),
+        ([("", (200, b'{"status":"success","data":{"resultType":"vector","result":[]}}'))], "something else"),
+        ([("", (200, b'{"status":"success","data":{"resultType":"matrix","result":[{}]}}'))], "something else"),
+        ([("", (200, b'{"status":"success","data":{"resultType":"matrix","result":[5]}}'))], "something else"),
+        (
+            # A value for another time than was asked for.
+            [("", (200, MATRIX % b'[[7, "1"]]'))],
+            "something else",
+        ),
+        ([("", (200, MATRIX % b'[[1000, "high"]]'))], "something else"),
+        ([("", (401, b"who are you?"))], "wants credentials .status 401.*bearer_token_env"),
         ([("", (200, b'{"status":"success"}'))], "something else"),
     ],
 )
@@ -202,94 +220,475 @@ def test_braces_around_the_selector_are_optional() -> None:
 # --- A real Prometheus -------------------------------------------------------------------------------------------
 
 BINARY = os.environ.get("PROMETHEUS_BINARY") or shutil.which("prometheus")
+UNTIL = int(datetime.now(UTC).timestamp()) // 3600 * 3600 - 7200  # when the history ends
+HOURS = 32
+EVERY = 30  # seconds between samples
+BEFORE = 19  # the last one so many seconds before UNTIL: none is at the edge of a window of whole minutes
+RESTARTED = UNTIL - 5 * 3600 - BEFORE  # its counters began again at zero
+DOWN = (UNTIL - 3 * 3600, UNTIL - 3 * 3600 + 1200)  # Prometheus could not scrape it
 
 
-@pytest.fixture
-def prometheus(tmp_path: Path) -> Iterator[Callable[[str], str]]:
-    """Starts Prometheus on a folder that `promtool` filled from OpenMetrics text, and gives its address."""
+def history() -> str:
+    """One request of 0.05 s a second, and each fifth second one of 1.5 s, of which a tenth fails; at night half."""
+    rows: dict[str, dict[str, list[str]]] = {NAME: {}, "up": {}, "process_open_fds": {}}
+
+    def add(family: str, series: str, value: float, moment: int) -> None:
+        rows[family].setdefault(series, []).append(f"{series} {value:g} {moment}")
+
+    fast = slow = 0.0
+    for moment in range(UNTIL - HOURS * 3600 - BEFORE, UNTIL, EVERY):
+        share = 0.5 if moment % 86_400 < 6 * 3600 else 1.0
+        if moment == RESTARTED:
+            fast = slow = 0.0
+        fast, slow = fast + EVERY * share, slow + EVERY * share / 5
+        is_down = DOWN[0] <= moment < DOWN[1]
+        add("up", 'up{job="shop"}', float(not is_down), moment)
+        if is_down:
+            continue
+        add("process_open_fds", 'process_open_fds{job="shop"}', 20 + moment // 600 % 7, moment)
+        route = 'job="shop",route="/things/:id",method="GET"'
+        for status, part in (("200", 0.9), ("500", 0.1)):
+            of = f'{route},status_code="{status}"'
+            for le, value in (("0.1", fast), ("0.5", fast), ("2.0", fast + slow), ("+Inf", fast + slow)):
+                add(NAME, f'{NAME}_bucket{{{of},le="{le}"}}', part * value, moment)
+            add(NAME, f"{NAME}_sum{{{of}}}", part * (fast * 0.05 + slow * 1.5), moment)
+            add(NAME, f"{NAME}_count{{{of}}}", part * (fast + slow), moment)
+    kinds = {NAME: "histogram", "up": "gauge", "process_open_fds": "gauge"}
+    blocks = []
+    for family, series in rows.items():
+        # One group of labels after the other, as OpenMetrics wants it.
+        by_status = sorted(series, key=lambda name: ('status_code="500"' in name, name.replace("+Inf", "9")))
+        blocks.append(
+            f"# TYPE {family} {kinds[family]}\n" + "\n".join(row for name in by_status for row in series[name])
+        )
+    return "\n".join(blocks) + "\n# EOF\n"
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Prometheus on a folder that `promtool` filled from OpenMetrics text."""
     if not BINARY or not (promtool := shutil.which("promtool", path=f"{Path(BINARY).parent}:{os.defpath}")):
         pytest.skip("prometheus is not installed: apt-get install prometheus, or set PROMETHEUS_BINARY")
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(text: str) -> str:
-        (tmp_path / "history").write_text(text)
-        (tmp_path / "prometheus.yml").write_text("global: {}\n")
-        fill = [
-            promtool,
-            "tsdb",
-            "create-blocks-from",
-            "openmetrics",
-            str(tmp_path / "history"),
-            str(tmp_path / "data"),
-        ]
-        subprocess.run(fill, check=True, capture_output=True, timeout=60)
-        address = f"127.0.0.1:{next_free('127.0.0.1', 19190)}"
-        options = (f"--config.file={tmp_path / 'prometheus.yml'}", f"--storage.tsdb.path={tmp_path / 'data'}")
-        command = [str(BINARY), *options, f"--web.listen-address={address}", "--storage.tsdb.retention.time=10y"]
-        with (tmp_path / "log").open("wb") as log:
-            started.append(subprocess.Popen(command, stdout=log, stderr=log))
+    folder = tmp_path_factory.mktemp("prometheus")
+    (folder / "history").write_text(history())
+    (folder / "prometheus.yml").write_text("global: {}\n")
+    fill = [promtool, "tsdb", "create-blocks-from", "openmetrics", str(folder / "history"), str(folder / "data")]
+    subprocess.run(fill, check=True, capture_output=True, timeout=60)
+    address = f"127.0.0.1:{next_free('127.0.0.1', 19190)}"
+    options = (f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}")
+    command = [str(BINARY), *options, f"--web.listen-address={address}", "--storage.tsdb.retention.time=10y"]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
         for _ in range(600):
             try:
                 if httpx.get(f"http://{address}/-/ready", trust_env=False).status_code == 200:
-                    return f"http://{address}"
+                    break
             except httpx.HTTPError:
                 pass
-            assert started[0].poll() is None, (tmp_path / "log").read_text()
+            assert server.poll() is None, (folder / "log").read_text()
             threading.Event().wait(0.05)
-        raise AssertionError((tmp_path / "log").read_text())
-
-    yield start
-    for server in started:
+        else:
+            raise AssertionError((folder / "log").read_text())
+        yield f"http://{address}"
+    finally:
         server.terminate()
         server.wait(timeout=30)
 
 
-def history(until: int) -> str:
-    """Ten minutes of samples, 15 s apart: each second one request of 0.05 s, and each fifth one of 1.5 s more."""
-    buckets: dict[str, list[str]] = {}
-    for moment in range(until - 600, until + 1, 15):
-        fast, slow = moment - until + 600, (moment - until + 600) // 5
-        for name, labels, value in (
-            (f"{NAME}_bucket", ',le="0.1"', fast),
-            (f"{NAME}_bucket", ',le="0.5"', fast),
-            (f"{NAME}_bucket", ',le="2.0"', fast + slow),
-            (f"{NAME}_bucket", ',le="+Inf"', fast + slow),
-            (f"{NAME}_sum", "", fast * 0.05 + slow * 1.5),
-            (f"{NAME}_count", "", fast + slow),
-        ):
-            row = f'{name}{{job="shop",route="/things/:id",method="GET",status_code="200"{labels}}} {value} {moment}'
-            buckets.setdefault(NAME, []).append(row)
-        buckets.setdefault("up", []).append(f'up{{job="shop"}} 1 {moment}')
-    kinds = {NAME: "histogram", "up": "gauge"}
-    blocks = []
-    for name, rows in buckets.items():
-        # One series after the other, as OpenMetrics wants it.
-        rows.sort(key=lambda row: (row.rsplit(" ", 2)[0].replace('"+Inf"', '"9"'), int(row.rsplit(" ", 1)[1])))
-        blocks.append(f"# TYPE {name} {kinds[name]}\n" + "\n".join(rows))
-    return "\n".join(blocks) + "\n# EOF\n"
-
-
-def test_a_real_prometheus_agrees(prometheus: Callable[[str], str]) -> None:
-    until = int(datetime.now(UTC).timestamp()) - 3600
-    address = prometheus(history(until))
+def test_a_real_prometheus_agrees(prometheus: str) -> None:
+    keep = dialects.allowlist(None, b"salt")
     with open_client(10.0, LOOPBACK) as client:
-        api = PromQL(client, address, 'job="shop"', 120.0, 10.0)
-        found = api.read(at=float(until), dialect=None, keep=dialects.allowlist(None, b"salt"))
+        api = PromQL(client, prometheus, 'job="shop"', 120.0, 10.0)
+        found = api.read(at=float(UNTIL), dialect=None, keep=keep)
     traffic = compare(found.before, found.after)
     (flow,) = traffic.flows.values()
     given = {r.signal: r.value for r in readings(traffic) if dict(r.labels).get("endpoint") == "/things/:id"}
     assert given["requests_per_second"] == pytest.approx(1.2, rel=0.02)
+    assert given["error_ratio"] == pytest.approx(0.1)
     assert given["latency_mean_ms"] == pytest.approx(1000 * (0.05 + 0.3) / 1.2, rel=0.02)
     assert found.up == 1.0
     for q in (0.5, 0.9, 0.99):
         query = f"histogram_quantile({q}, sum by (le) (rate({NAME}_bucket[120s])))"
-        said = httpx.get(f"{address}/api/v1/query", params={"query": query, "time": str(until)}, trust_env=False).json()
+        params = {"query": query, "time": str(UNTIL)}
+        said = httpx.get(f"{prometheus}/api/v1/query", params=params, trust_env=False).json()
         assert quantile(q, flow.latency) == pytest.approx(float(said["data"]["result"][0]["value"][1]))
-    with open_client(10.0, LOOPBACK) as client, pytest.raises(ScrapeFailed, match="fewer than two samples in 10 s"):
-        PromQL(client, address, "", 10.0, 10.0).read(at=float(until), dialect=None, keep=dialects.allowlist(None))
-    with open_client(10.0, LOOPBACK) as client, pytest.raises(ScrapeFailed, match="no series that RuneRogue knows"):
-        PromQL(client, address, 'job="other"', 60.0, 10.0).read(
-            at=float(until), dialect=None, keep=dialects.allowlist(None)
+    for selector, window, says in (
+        ("", 10.0, "fewer than two samples in 10 s"),
+        ('job="other"', 60.0, "no series that RuneRogue knows"),
+        ('job="', 60.0, "The query was refused: bad_data"),
+    ):
+        with open_client(10.0, LOOPBACK) as client, pytest.raises(ScrapeFailed, match=says):
+            PromQL(client, prometheus, selector, window, 10.0).read(at=float(UNTIL), dialect=None, keep=keep)
+
+
+# --- What nobody measured ----------------------------------------------------------------------------------------
+
+
+def moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def watched(address: str, more: str = "", **environment: str) -> Target:
+    """The target of a service that is asked for at `address`."""
+    approve_loopback()
+    text = MANIFEST + f'[metrics]\npromql = "{address}"\nselector = \'job="shop"\'\nwindow_seconds = 120\n{more}\n'
+    service = ServiceFactory(manifest=parse(text).model_dump(mode="json"), environment=environment)
+    return TargetFactory(service=service, url=address)
+
+
+def all_rows(service: Service, *, since: float, until: float) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """(signal, labels) → (unix seconds, value) of what was measured of the service itself."""
+    rows: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for value in reading.recent(moment(since), moment(until), None):
+        if value.service_id == service.pk and not value.signal.startswith("scrape_"):
+            rows.setdefault((value.signal, value.labels_key), []).append((value.at.timestamp(), value.value))
+    return rows
+
+
+@pytest.mark.django_db
+def test_the_time_before_is_what_rounds_would_have_stored(prometheus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backfilling, "FINE", timedelta(hours=6))
+    target = watched(prometheus, "history_days = 1")
+    collect(moment(UNTIL + 7), spread_seconds=0.0)
+    done = backfilling.run(moment(UNTIL + 20), seconds=60.0)
+    assert done is not None
+    assert done.finished == (target.service,)
+    row = Backfill.objects.get()
+    assert row.is_done
+    assert row.samples == done.samples > 5000
+    assert row.oldest == backfilling.known_since(target.service) == moment(UNTIL - 24 * 3600 + 300)
+
+    found = all_rows(target.service, since=UNTIL - 26 * 3600, until=UNTIL + 3600)
+    at = [when for when, _ in found["up", "{}"]]
+    # A minute apart where rules look, five before; nothing beside the round that was there.
+    assert at == [
+        *range(UNTIL - 24 * 3600 + 300, UNTIL - 6 * 3600 + 1, 300), *range(UNTIL - 6 * 3600 + 60, UNTIL, 60), UNTIL + 7
+    ]  # fmt: skip
+    restart, (down, up) = UNTIL - 5 * 3600, DOWN
+    for when in (UNTIL - 60, restart, restart + 60, down, down + 60, down + 600, up, up + 60, UNTIL - 20 * 3600):
+        given = {
+            key: value for key, rows in all_rows(target.service, since=when, until=when).items() for _, value in rows
+        }
+        # Prometheus sums floats in an order of its own.
+        assert given == pytest.approx(a_round(prometheus, when), rel=1e-9)
+    rate = given["requests_per_second", '{"endpoint":"*","method":"*"}']
+    assert rate in (pytest.approx(0.6, rel=0.02), pytest.approx(1.2, rel=0.02))  # by night, by day
+    assert dict(found["up", "{}"])[down + 600] == 0.0
+    assert down + 600 not in dict(found["open_fds", "{}"])
+
+
+def a_round(address: str, at: float) -> dict[tuple[str, str], float]:
+    """(signal, labels) → what a round that asks at exactly `at` would store."""
+    with open_client(10.0, LOOPBACK) as client:
+        try:
+            api = PromQL(client, address, 'job="shop"', 120.0, 10.0)
+            found = api.read(at=at, dialect=None, keep=dialects.allowlist(None))
+        except ScrapeFailed:
+            return {("up", "{}"): 0.0}
+    rows = [Reading("up", (), found.up or 0.0), *readings(compare(found.before, found.after))]
+    return {(row.signal, labels_key(dict(row.labels))): row.value for row in rows}
+
+
+def watched_twin(target: Target) -> Target:
+    """The same target of another service; the first one is measured no longer."""
+    Target.objects.filter(pk=target.pk).update(active=False)
+    service = ServiceFactory(manifest=target.service.manifest)
+    return TargetFactory(service=service, url=target.url)
+
+
+@pytest.mark.django_db
+def test_a_pause_is_filled_where_the_series_are_and_stays_a_gap_elsewhere(prometheus: str) -> None:
+    target = watched(prometheus, "history_days = 1")
+    scraped = TargetFactory(service=ServiceFactory(), url="http://127.0.0.1:9/metrics")
+    begin, end = UNTIL - 7200 + 20, UNTIL - 3600 + 20
+    Backfill.objects.create(target=target, is_first=True, since=moment(begin), until=moment(begin))
+    for when in (begin - 120, begin - 60, begin, end):
+        Round.objects.all().delete()
+        collect(moment(when), spread_seconds=0.0)
+        Target.objects.filter(pk=scraped.pk).update(last_scraped_at=moment(when))  # as if it had answered
+    row = Backfill.objects.get(is_first=False)
+    assert (row.target, row.since, row.until) == (target, moment(begin), moment(end))
+
+    done = backfilling.run(moment(end + 5), seconds=60.0)
+    assert done is not None
+    assert done.finished == ()
+    assert not Backfill.objects.filter(is_first=False).exists()
+    at = [when for when, _ in all_rows(target.service, since=begin - 200, until=end)["up", "{}"]]
+    assert at == [begin - 120, begin - 60, begin, *range(begin + 40, end - 20, 60), end]
+    counted = all_rows(target.service, since=begin, until=end)["requests_per_second", '{"endpoint":"*","method":"*"}']
+    assert len(counted) == len(at) - 2
+    assert [when for when, _ in all_rows(scraped.service, since=begin - 200, until=end)["up", "{}"]] == [
+        begin - 120, begin - 60, begin, end
+    ]  # fmt: skip
+
+
+@pytest.mark.django_db
+def test_what_was_asked_for_already_is_told_apart_from_nothing(prometheus: str) -> None:
+    target = watched(prometheus, "history_days = 1")
+    collect(moment(UNTIL), spread_seconds=0.0)
+    # A round that was refused said so; what it would have measured is added, its 0 stays.
+    storing.store([(target.service, Reading("up", (), 0.0))], at=moment(UNTIL - 597))
+    since = moment(UNTIL - 900)
+    row = Backfill.objects.create(target=target, is_first=True, since=since, until=moment(UNTIL))
+    first = backfilling.run(moment(UNTIL + 10), seconds=60.0)
+    assert first is not None
+    found = all_rows(target.service, since=UNTIL - 900, until=UNTIL - 1)
+    assert len(found["open_fds", "{}"]) == 15
+    assert len(found["up", "{}"]) == 15
+    assert dict(found["up", "{}"])[UNTIL - 597] == 0.0
+    Backfill.objects.filter(pk=row.pk).update(until=moment(UNTIL))
+    again = backfilling.run(moment(UNTIL + 70), seconds=60.0)
+    assert again is not None
+    assert again.samples == 0
+    assert all_rows(target.service, since=UNTIL - 900, until=UNTIL - 1) == found
+    assert backfilling.run(moment(UNTIL + 71)) is None
+
+
+@pytest.mark.django_db
+def test_a_piece_that_fails_is_tried_again_and_smaller(prometheus: str, caplog: pytest.LogCaptureFixture) -> None:
+    target = watched(prometheus, "history_days = 1")
+    Target.objects.update(last_scraped_at=moment(UNTIL))
+    ExternalService.objects.all().delete()
+    caplog.clear()
+    for minute in range(2):
+        done = backfilling.run(moment(UNTIL + 60 * minute), seconds=60.0)
+        assert done == backfilling.Run(0, ())
+    row = Backfill.objects.get()
+    assert (row.points, row.until) == (60, moment(UNTIL))
+    assert "not an approved host" in row.problem
+    assert "not an approved host" in backfilling.told(target.service)
+    assert len(caplog.records) == 1
+    approve_loopback()
+    Backfill.objects.update(since=moment(UNTIL - 3 * 3600))
+    done = backfilling.run(moment(UNTIL + 120), seconds=60.0)
+    assert done is not None
+    assert done.finished == (target.service,)
+    row.refresh_from_db()
+    assert (row.points, row.problem) == (240, "")
+    assert f"known back to {moment(UNTIL - 3 * 3600):%Y-%m-%d %H:%M} UTC" in backfilling.told(target.service)
+
+
+@pytest.mark.django_db
+def test_a_time_limit_ends_a_run_and_the_next_goes_on(prometheus: str) -> None:
+    watched(prometheus, "history_days = 1")
+    Target.objects.update(last_scraped_at=moment(UNTIL))
+    assert backfilling.run(moment(UNTIL), seconds=0.0) == backfilling.Run(0, ())
+    Backfill.objects.update(since=moment(UNTIL - 600))
+    done = backfilling.run(moment(UNTIL + 60), seconds=60.0)
+    assert done is not None
+    assert done.samples > 0
+
+
+@pytest.mark.django_db
+def test_a_baseline_comes_with_the_time_before(prometheus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backfilling, "FINE", timedelta())
+    target = watched(prometheus, "history_days = 1")
+    collect(moment(UNTIL), spread_seconds=0.0)
+    HealthScore.objects.create(
+        service=target.service, at=moment(UNTIL), score=95.0, status=Status.HEALTHY, components={}, confidence=1.0
+    )
+    assert baselining.refresh(moment(UNTIL + 60)) == []
+    backfilling.run(moment(UNTIL + 60), seconds=60.0)
+    (made,) = baselining.refresh(moment(UNTIL + 120))
+    assert made.service == target.service
+    assert made.since == moment(UNTIL - 24 * 3600)
+    assert made.series.filter(signal="latency_p95_ms").exists()
+
+
+@pytest.mark.django_db
+def test_nothing_is_asked_of_others() -> None:
+    TargetFactory(last_scraped_at=T0)  # scraped
+    watched("http://127.0.0.1:9", "history_days = 0")  # turned off
+    Target.objects.update(last_scraped_at=T0)
+    moved = watched_twin(Target.objects.latest("pk"))  # asked elsewhere by now
+    Backfill.objects.create(target=moved, is_first=True, since=T0, until=T0 + timedelta(hours=1))
+    Target.objects.filter(pk=moved.pk).update(url="http://127.0.0.1:10")
+    assert backfilling.run(T0, seconds=60.0) == backfilling.Run(0, ())
+    assert not Backfill.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("points", "refused"), [(0, True), (11_000, False), (11_001, True)], ids=["none", "most", "too many"]
+)
+def test_a_range_has_no_more_points_than_prometheus_gives(prometheus: str, points: int, refused: bool) -> None:
+    grid = Grid(UNTIL - 60.0 * points, 60.0, points)
+    with open_client(10.0, LOOPBACK) as client:
+        api = PromQL(client, prometheus, 'job="other"', 120.0, 10.0)
+        if refused:
+            with pytest.raises(ValueError, match="1 to 11,000 points"):
+                api.read_past(grid, dialect=None, keep=dialects.allowlist(None))
+        else:
+            assert api.read_past(grid, dialect=None, keep=dialects.allowlist(None)) == {}
+
+
+# --- Who asks ----------------------------------------------------------------------------------------------------
+
+TOKEN, PASSWORD, TENANT = "tok-9f3a7c51e2", "pass:9f3a7c51e2", "team-shop"
+LOGIN = base64.b64encode(f"shop:{PASSWORD}".encode()).decode()
+
+
+class Guard(BaseHTTPRequestHandler):
+    """A proxy before Prometheus that wants `wanted` and, where it is refused, repeats what it was sent.
+
+    At /metrics it is a service of its own, and everything below /moved/ is elsewhere.
+    """
+
+    behind: ClassVar[str] = ""
+    elsewhere: ClassVar[str] = ""
+    wanted: ClassVar[dict[str, str]] = {}
+    refuses_with: ClassVar[tuple[int, str]] = (401, "who is {sent}?")
+    seen: ClassVar[list[dict[str, str]]] = []
+
+    def do_GET(self) -> None:
+        self.seen.append({name.lower(): value for name, value in self.headers.items()})
+        if self.path.startswith("/moved/"):
+            self.answer(302, b"", location=f"{self.elsewhere}{self.path}")
+        elif any(self.headers.get(name) != value for name, value in self.wanted.items()):
+            status, words = self.refuses_with
+            self.answer(status, words.format(sent=self.headers.get("Authorization", "this")).encode())
+        elif self.path == "/metrics":
+            self.answer(200, b"http_requests_inprogress 7\n")
+        else:
+            said = httpx.get(f"{self.behind}{self.path}", trust_env=False)
+            self.answer(said.status_code, said.content)
+
+    def answer(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "content-length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def guard(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Guard)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    monkeypatch.setattr(Guard, "seen", [])
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+WAYS: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
+    "bearer": ('bearer_token_env = "T"', {"METRICS__T": TOKEN}, {"Authorization": f"Bearer {TOKEN}"}),
+    "basic": ('username = "shop"\npassword_env = "T"', {"T": PASSWORD}, {"Authorization": f"Basic {LOGIN}"}),
+    "tenant": (f'headers = {{X-Scope-OrgID = "{TENANT}"}}', {}, {"X-Scope-OrgID": TENANT}),
+    "key": ('headers_env = {X-Api-Key = "T"}', {"T": TOKEN}, {"X-Api-Key": TOKEN}),
+}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("way", WAYS)
+def test_a_prometheus_that_wants_to_know_who_asks_is_told(
+    way: str, guard: str, prometheus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more, environment, wanted = WAYS[way]
+    monkeypatch.setattr(Guard, "behind", prometheus)
+    monkeypatch.setattr(Guard, "wanted", wanted)
+    target = watched(guard, f"history_days = 1\n{more}", **environment)
+    other = TargetFactory(service=target.service, url=f"{guard}/metrics")
+    done = collect(moment(UNTIL), spread_seconds=0.0)
+    assert done is not None
+    # It is told to that Prometheus and to no other target of the service.
+    assert list(done.failed) == [other.pk]
+    assert "wants credentials (status 401)" in done.failed[other.pk]
+    Backfill.objects.create(target=target, is_first=True, since=moment(UNTIL - 600), until=moment(UNTIL))
+    filled = backfilling.run(moment(UNTIL + 1), seconds=60.0)
+    assert filled is not None
+    assert filled.samples > 0
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("way", WAYS)
+def test_so_is_a_service_that_is_scraped(way: str, guard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    more, environment, wanted = WAYS[way]
+    monkeypatch.setattr(Guard, "wanted", wanted)
+    approve_loopback()
+    manifest = parse(f"{MANIFEST}[metrics]\n{more}\n").model_dump(mode="json")
+    service = ServiceFactory(manifest=manifest, environment=environment)
+    TargetFactory(service=service, url=f"{guard}/metrics")
+    done = collect(T0, spread_seconds=0.0)
+    assert done is not None
+    assert done.failed == {}
+    assert reading.latest(service, "requests_in_flight") == 7
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("at", ["promql", "metrics"])
+@pytest.mark.parametrize("refuses_with", [(401, "who is {sent}?"), (500, '{{"status":"error","error":"{sent}"}}')])
+@pytest.mark.parametrize("way", ["bearer", "basic"])
+def test_secrets_are_nowhere_to_be_seen(
+    way: str,
+    refuses_with: tuple[int, str],
+    at: str,
+    guard: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    client: Client,
+) -> None:
+    more, environment, _ = WAYS[way]
+    monkeypatch.setattr(Guard, "wanted", {"Authorization": "another"})
+    monkeypatch.setattr(Guard, "refuses_with", refuses_with)
+    caplog.set_level(logging.DEBUG)
+    target = watched(guard if at == "promql" else "http://127.0.0.1:9", more, **environment)
+    if at == "metrics":
+        manifest = parse(f"{MANIFEST}[metrics]\n{more}\n").model_dump(mode="json")
+        Service.objects.filter(pk=target.service.pk).update(manifest=manifest)
+        Target.objects.filter(pk=target.pk).update(url=f"{guard}/metrics")
+    done = collect(T0, spread_seconds=0.0)
+    assert done is not None
+    assert list(done.failed) == [target.pk]
+    Target.objects.update(last_scraped_at=T0)
+    backfilling.run(T0, seconds=60.0)
+    assert any("authorization" in headers for headers in Guard.seen)
+
+    client.force_login(User.objects.create_superuser("alice", password="a long one for alice"))
+    pages = [
+        client.get(path, {"service": target.service.name}).content.decode()
+        for path in (
+            f"/admin/monitoring/service/{target.service.pk}/change/",
+            "/admin/monitoring/service/",
+            "/health/detailed",
+            "/api/v1/services/",
+            "/metrics",
         )
-    with open_client(10.0, LOOPBACK) as client, pytest.raises(ScrapeFailed, match="The query was refused: bad_data"):
-        PromQL(client, address, 'job="', 60.0, 10.0).read(at=0.0, dialect=None, keep=dialects.allowlist(None))
+    ]
+    assert "environment" in pages[0].lower()
+    rows = json.dumps([list(model.objects.values()) for model in (Target, Backfill, AuditEntry)], default=str)
+    for secret in (TOKEN, PASSWORD, LOGIN):
+        for text in (*pages, rows, *caplog.messages, *done.failed.values()):
+            assert secret not in text
+
+
+@pytest.mark.django_db
+def test_a_variable_that_is_missing_is_said_so_and_nothing_is_asked(guard: str) -> None:
+    target = watched(guard, 'bearer_token_env = "PROM_TOKEN"')
+    done = collect(T0, spread_seconds=0.0)
+    assert done is not None
+    assert "metrics.bearer_token_env names the variable PROM_TOKEN" in done.failed[target.pk]
+    assert Guard.seen == []
+
+
+@pytest.mark.django_db
+def test_a_redirect_takes_no_credentials_along(guard: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Guard, "elsewhere", address)
+    monkeypatch.setattr(Twin, "asked", [])
+    more, environment, _ = WAYS["bearer"]
+    target = watched(f"{guard}/moved", more, **environment)
+    done = collect(T0, spread_seconds=0.0)
+    assert done is not None
+    assert "status 302" in done.failed[target.pk]
+    assert len(Guard.seen) == 1
+    assert Twin.asked == []
+
+
+def test_what_is_for_measuring_never_reaches_the_services_own_code() -> None:
+    service = ServiceFactory.build(environment={"METRICS__T": TOKEN, "DEBUG": "0"})
+    assert registry.running_environment(service) == {"DEBUG": "0"}
+    assert registry.environment_for_tests(service) == {"DEBUG": "0"}

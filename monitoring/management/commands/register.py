@@ -48,8 +48,10 @@ class Command(BaseCommand):
                 'MONITORING_ALLOWED_NETWORKS also OTEL_EXPORTER_OTLP_HEADERS="Authorization=Bearer%20rr_…", a token '
                 "with the scope report."
             )
-        if options["metrics_url"] and not hosts.may_be_reached(options["metrics_url"]):
-            host, port = addresses.split(options["metrics_url"])
+        for url in filter(None, (service.parsed.metrics.promql, options["metrics_url"])):
+            if hosts.may_be_reached(url):
+                continue
+            host, port = addresses.split(url)
             self.stdout.write(
                 f"Its metrics are at {host}:{port}, which nobody has approved yet, so nothing is asked there. A lead "
                 "developer, an architect or the CTO approves it in the admin under External services; at this machine: "
