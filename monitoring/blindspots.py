@@ -7,22 +7,27 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
+from urllib.parse import urljoin
 
 from django.conf import settings
 
-from monitoring import covering, reading, registry, reporting, routes_probe, sandbox, storing
+from monitoring import covering, outbound, reading, registry, reporting, routes_probe, sandbox, storing
 from monitoring.covering import KEEP_DAYS, Coverage, Routes
 from monitoring.derive import ALL, Reading
-from monitoring.models import RouteMap, Service
+from monitoring.models import RouteMap, Service, Target
 from monitoring.repository import GitError, Repository
+from monitoring.scraping import ScrapeFailed, fetch
 from monitoring.workspace import worktree_folder
 
 log = logging.getLogger(__name__)
 
 FRESH_ROUNDS = 5
 MOST_SEEN = 2000
+ASKED_AGAIN = timedelta(hours=6)  # for a document that the service itself gives
+DOCUMENT_SECONDS = 10.0
+LARGEST_DOCUMENT_BYTES = 4 * 1024 * 1024
 PROBE = Path(routes_probe.__file__)
 PROBE_TIMEOUT_SECONDS = 120.0
 ROUTE_SIGNALS = frozenset({"requests_per_second", "latency_mean_ms", "latency_p95_ms"})
@@ -40,7 +45,8 @@ DATABASES = frozenset({"postgresql", "mysql"})
 def map_routes(service: Service, *, at: datetime, run: Callable[..., sandbox.Finished] = sandbox.run) -> RouteMap:
     """Read the routes of `service` again if its branch has a new commit.
 
-    From the OpenAPI document that the manifest names, else from the URL configuration of a Django service, asked in the
+    From the OpenAPI document that the manifest names (one that the service itself gives is asked for again after
+    ASKED_AGAIN), else from the URL configuration of a Django service, asked in the
     sandbox without network or database; else only what was observed is known. Takes seconds.
     """
     kept, _ = RouteMap.objects.get_or_create(service=service)
@@ -53,11 +59,13 @@ def map_routes(service: Service, *, at: datetime, run: Callable[..., sandbox.Fin
         commit = where.git("rev-parse", f"refs/heads/{service.branch}").strip()
     except GitError as error:
         return _keep(kept, None, "", str(error), at)
-    if commit == kept.commit and not kept.problem:
+    is_served = (service.parsed.coverage.openapi or "").startswith("/")
+    is_fresh = not is_served or (kept.mapped_at is not None and at - kept.mapped_at < ASKED_AGAIN)
+    if commit == kept.commit and not kept.problem and is_fresh:
         return kept
     try:
         return _keep(kept, _routes(service, where, commit, run), commit, "", at)
-    except (GitError, sandbox.SandboxError, ValueError, LookupError, TypeError) as error:
+    except (GitError, sandbox.SandboxError, ScrapeFailed, ValueError, LookupError, TypeError) as error:
         # What the service's own code printed may be anything.
         log.warning("The routes of %s can't be read: %s", service, error)
         return _keep(kept, None, commit, f"{type(error).__name__}: {error}", at)
@@ -74,7 +82,10 @@ def _keep(kept: RouteMap, found: Routes | None, commit: str, problem: str, at: d
 
 def _routes(service: Service, where: Repository, commit: str, run: Callable[..., sandbox.Finished]) -> Routes:
     if document := service.parsed.coverage.openapi:
-        return covering.of_openapi(json.loads(where.git("show", f"{commit}:{document}")))
+        is_served = document.startswith("/")
+        return covering.of_document(
+            _served(service, document) if is_served else where.git("show", f"{commit}:{document}")
+        )
     try:
         started = where.git("show", f"{commit}:manage.py")
     except GitError:
@@ -98,6 +109,23 @@ def _routes(service: Service, where: Repository, commit: str, run: Callable[...,
     told = json.loads(done.stdout.strip().splitlines()[-1])
     names = [str(name)[:200] for name in told["names"]][:MOST_SEEN]
     return Routes(tuple(names), "its URL configuration", told["measures_all"] is True)
+
+
+def _served(service: Service, path: str) -> str:
+    """What a target that users get answers from gives at `path`. Raises ScrapeFailed.
+
+    It is asked without credentials: those of the manifest are for its numbers.
+    """
+    metrics = service.parsed.metrics
+    targets = Target.objects.serving().filter(service=service).order_by("-release", "pk")
+    found = [target.url for target in targets if not metrics.asks(target.url)]
+    if not found:
+        raise ScrapeFailed("No target of the service runs, so nobody can be asked for its OpenAPI document.")
+    with outbound.open_client(timeout_seconds=DOCUMENT_SECONDS, largest_bytes=LARGEST_DOCUMENT_BYTES) as client:
+        response, body, _ = fetch(client, urljoin(found[0], path), timeout_seconds=DOCUMENT_SECONDS)
+    if response.status_code != 200:
+        raise ScrapeFailed(f"Asked for {path} it answered with status {response.status_code}.")
+    return body.decode(errors="replace")
 
 
 def dependencies_of(service: Service, seen: Mapping[str, float]) -> dict[str, list[str]]:

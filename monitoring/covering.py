@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 KEEP_DAYS = 28
+MOST_NESTED = 100  # collections of a YAML document; its parser's time grows with the square
 # Routes that machines ask about the service, by the names and paths that frameworks usually give them. They are not
 # measured on purpose: they would drown what people do.
 MACHINES = frozenset(
@@ -117,3 +119,52 @@ def of_openapi(document: Mapping[str, object]) -> Routes:
     if not isinstance(paths, Mapping):
         raise ValueError("It has no object `paths`.")  # noqa: TRY004 (a wrong document, not a wrong call)
     return Routes(tuple(str(path) for path in paths), "its OpenAPI document")
+
+
+def of_document(text: str) -> Routes:
+    """The routes of an OpenAPI document in JSON or YAML. Raises ValueError for what is none."""
+    try:
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError:
+            document = {"paths": dict.fromkeys(_paths_of_yaml(text))}
+    except RecursionError as error:
+        raise ValueError("It is nested too deeply.") from error
+    if not isinstance(document, Mapping):
+        raise ValueError("It has no object `paths`.")  # noqa: TRY004 (a wrong document, not a wrong call)
+    return of_openapi(document)
+
+
+def _paths_of_yaml(text: str) -> list[str]:
+    """The keys below `paths`, from the events of the parser.
+
+    Loading a document would follow its nesting and merges, by which a small one can end the process or fill memory.
+    """
+    import yaml  # only where somebody has such a document
+
+    found: list[str] = []
+    # Of each open collection: whether it is a mapping, whether a key comes next, and the last key.
+    inside: list[tuple[bool, bool, str]] = []
+    has_paths = False
+    try:
+        for event in yaml.parse(text, Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader)):
+            if isinstance(event, yaml.CollectionEndEvent):
+                inside.pop()
+            elif isinstance(event, yaml.NodeEvent):
+                if inside and inside[-1][0]:
+                    _, is_key, last = inside[-1]
+                    name = event.value if isinstance(event, yaml.ScalarEvent) else ""
+                    if is_key and len(inside) == 2 and inside[0] == (True, True, "paths"):
+                        found.append(name)
+                    inside[-1] = True, not is_key, name if is_key else last
+                if isinstance(event, yaml.CollectionStartEvent):
+                    is_mapping = isinstance(event, yaml.MappingStartEvent)
+                    has_paths |= is_mapping and len(inside) == 1 and inside[0] == (True, True, "paths")
+                    inside.append((is_mapping, True, ""))
+                    if len(inside) > MOST_NESTED:
+                        raise ValueError("It is nested too deeply.")
+    except yaml.YAMLError as error:
+        raise ValueError("It is neither JSON nor YAML.") from error
+    if not has_paths:
+        raise ValueError("It has no object `paths`.")
+    return found

@@ -66,6 +66,10 @@ def _is_a_repository_pattern(pattern: str) -> str:
     return pattern
 
 
+def _is_a_document(place: str) -> str:
+    return _is_a_url_path(place) if place.startswith("/") else _is_a_repository_pattern(place)
+
+
 def _is_a_known_dialect(name: str) -> str:
     known = [dialect.name for dialect in DIALECTS]
     if name not in known:
@@ -331,9 +335,14 @@ class Experience(_Table):
 
 
 class Coverage(_Table):
-    """What should be seen beside what is found out: the repository's OpenAPI document (JSON), names of dependencies."""
+    """What should be seen beside what is found out: an OpenAPI document (JSON or YAML), names of dependencies.
 
-    openapi: Pattern | None = None
+    The document is a file of the repository, or with a first slash a path that the running service answers.
+    """
+
+    openapi: Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_is_a_document)] | None = (
+        None
+    )
     dependencies: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9._-]{1,60}$")], ...] = ()
 
 

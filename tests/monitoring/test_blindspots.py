@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from collections.abc import Iterator
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from django.conf import settings
@@ -17,7 +20,16 @@ from monitoring import blindspots, reading, registry, storing
 from monitoring.covering import State
 from monitoring.derive import Reading
 from monitoring.models import RouteMap, Service
-from tests.monitoring.factories import MANIFEST, T0, ServiceFactory, commit, git, repository
+from tests.monitoring.factories import (
+    MANIFEST,
+    T0,
+    ServiceFactory,
+    TargetFactory,
+    approve_loopback,
+    commit,
+    git,
+    repository,
+)
 
 pytestmark = pytest.mark.django_db
 REALM = settings.BASE_DIR / "deploy/realm"
@@ -146,3 +158,64 @@ def test_is_shown_on_the_page_of_the_service_and_in_the_api(client: Client, mall
     assert "Blind spots (2)" in page
     assert "metrics are not being read" in page
     assert "hunter2" not in page
+
+
+class Shop(BaseHTTPRequestHandler):
+    """A service that gives its own document."""
+
+    answer: ClassVar[tuple[int, bytes]] = (200, b"")
+    asked: ClassVar[list[tuple[str, str | None]]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append((self.path, self.headers.get("Authorization")))
+        status, body = self.answer
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def shop(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Shop)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    monkeypatch.setattr(Shop, "asked", [])
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_asks_the_running_service_for_its_document_now_and_then(
+    tmp_path: Path, shop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = MANIFEST + '[metrics]\nbearer_token_env = "T"\n[coverage]\nopenapi = "/v1/openapi.yaml"\n'
+    folder = repository(tmp_path / "shop", manifest)
+    service = registry.register("shop", str(folder), environment={"T": "t0p"}, actor=None)
+    found = blindspots.map_routes(service, at=T0)
+    assert "No target of the service runs" in found.problem
+
+    TargetFactory(service=service, url=f"{shop}/metrics")
+    assert "not an approved host" in blindspots.map_routes(service, at=T0).problem
+    assert Shop.asked == []
+
+    approve_loopback()
+    monkeypatch.setattr(Shop, "answer", (200, b"openapi: 3.1.0\npaths:\n  /items/{id}: {}\n  /pay: {}\n"))
+    found = blindspots.map_routes(service, at=T0)
+    assert (found.names, found.source, found.problem) == (["/items/{id}", "/pay"], "its OpenAPI document", "")
+    assert Shop.asked == [("/v1/openapi.yaml", None)]
+
+    blindspots.map_routes(service, at=T0 + timedelta(hours=5))
+    assert len(Shop.asked) == 1
+    for answer, says in (
+        ((404, b"no"), "status 404"),
+        ((200, b"<html>"), "It has no object `paths`"),
+        ((200, b" " * (blindspots.LARGEST_DOCUMENT_BYTES + 1)), "larger than"),
+    ):
+        monkeypatch.setattr(Shop, "answer", answer)
+        found = blindspots.map_routes(service, at=T0 + timedelta(hours=7))
+        assert says in found.problem
+        assert found.names == ["/items/{id}", "/pay"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from monitoring import covering
@@ -85,3 +87,45 @@ def test_reads_an_openapi_document() -> None:
     assert covering.of_openapi({"paths": {"/a": {}, "/b/{id}": {}}}).names == ("/a", "/b/{id}")
     with pytest.raises(ValueError, match="paths"):
         covering.of_openapi({"paths": []})
+
+
+YAML = """
+openapi: 3.1.0
+info: {title: Shop, paths: {"/no": 1}}
+paths:
+  /items/{id}:
+    get: {parameters: [{name: id, in: path}], responses: {"200": {description: ok}}}
+  "/pay":
+    post:
+      description: |
+        /nor/this: it is a text
+components:
+  schemas: {paths: {/neither: {}}}
+"""
+
+
+@pytest.mark.parametrize("text", [YAML, json.dumps({"paths": {"/items/{id}": {}, "/pay": {}}})])
+def test_reads_a_document_in_yaml_or_json(text: str) -> None:
+    assert covering.of_document(text).names == ("/items/{id}", "/pay")
+
+
+NONE = {
+    "empty": "",
+    "words": "just words",
+    "list": "[]",
+    "paths are a list": "paths: []",
+    "page": "<html></html>",
+    "cut off": "a: [",
+    "alias": "paths: *nowhere",
+    "deep JSON": "[" * 200_000,
+    "deep YAML": "a: " + "[" * 200_000,
+    "deep list": "- " * 100_000,
+    "control": "\0",
+    "paths elsewhere": "other: {paths: {/a: {}}}",
+}
+
+
+@pytest.mark.parametrize("what", NONE)
+def test_a_document_that_is_none_is_refused_and_ends_nothing(what: str) -> None:
+    with pytest.raises(ValueError, match=r"paths|JSON|deeply"):
+        covering.of_document(NONE[what])
