@@ -40,7 +40,7 @@ SPREAD_SHARE = 0.02  # of the interval: targets are not all asked in the same mo
 LATE_SHARE = 0.1  # of the interval: an answer that took longer came late
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 # What is told of a service as a whole beside its releases; the rest of the processes' numbers is told by release.
-WHOLE = frozenset({"queries_per_request", "requests_in_flight", "open_fds", "max_fds", "threads"})
+WHOLE = frozenset({"queries_per_request", "requests_in_flight", "concurrent_users", "open_fds", "max_fds", "threads"})
 
 
 @dataclass(frozen=True)

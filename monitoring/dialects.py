@@ -234,6 +234,8 @@ GAUGES = {
         "http_server_requests_active_seconds_gcount",
         "http_server_requests_active_seconds_active_count",
     ),
+    # Sessions, as the service itself counts them: nobody else knows which of its cookies is one.
+    "concurrent_users": ("concurrent_users", "active_sessions", "tomcat_sessions_active_current_sessions"),
 }
 HOST_CPU = "node_cpu_seconds_total"
 HOST_MEMORY, HOST_MEMORY_AVAILABLE = "node_memory_MemTotal_bytes", "node_memory_MemAvailable_bytes"

@@ -210,6 +210,7 @@ class Mapped(_Table):
     responses: MetricName | None = None  # a counter with the labels above
     queries: MetricName | None = None  # a counter
     requests_in_flight: MetricName | None = None  # gauges
+    concurrent_users: MetricName | None = None
     memory_bytes: MetricName | None = None
     open_fds: MetricName | None = None
     max_fds: MetricName | None = None
@@ -273,7 +274,7 @@ class Metrics(_Table):
             return base
         base = base or Dialect(name="mapped", method=(), status=())
         mapped = self.map
-        gauges = ("requests_in_flight", "memory_bytes", "open_fds", "max_fds", "threads")
+        gauges = ("requests_in_flight", "concurrent_users", "memory_bytes", "open_fds", "max_fds", "threads")
         given = [(signal, name) for signal in gauges if (name := getattr(mapped, signal))]
         return replace(
             base,

@@ -55,6 +55,17 @@ def test_derives_signals_from_two_rounds() -> None:
     assert latest(target, "up", **release) == 1.0
 
 
+def test_users_of_all_releases_are_those_of_the_service() -> None:
+    service = ServiceFactory()
+    texts = {
+        TargetFactory(service=service, release=release, url=f"http://{release}.test/metrics").url: f"{name} {users}\n"
+        for release, name, users in (("old", "active_sessions", 3), ("new", "concurrent_users", 4))
+    }
+    collect(T0, source=MemorySource(texts))
+    assert reading.latest(service, "concurrent_users") == 7.0
+    assert reading.latest(service, "concurrent_users", release="old") == 3.0
+
+
 def test_the_whole_service_is_all_its_releases_together() -> None:
     service = ServiceFactory()
     old, new = (

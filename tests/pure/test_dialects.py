@@ -304,17 +304,22 @@ def test_the_manifest_maps_other_names() -> None:
                 "method": "verb",
                 "status": "answer",
                 "requests_in_flight": "shop_busy",
+                "concurrent_users": "shop_sessions",
             }
         }
     )
 
     def page(n: int, m: int) -> str:
-        return by_status("shop_request_time", 'page="cart",verb="GET"', "answer", n, m, 1000) + "shop_busy 4\n"
+        return (
+            by_status("shop_request_time", 'page="cart",verb="GET"', "answer", n, m, 1000)
+            + "shop_busy 4\nshop_sessions 9\n"
+        )
 
     found = derive(metrics.spoken, page(0, 0), page(80, 20))
     assert of(found, endpoint="cart", method="GET")["latency_mean_ms"] == pytest.approx(340.0)
     assert of(found, endpoint="cart", method="GET")["error_ratio"] == pytest.approx(0.2)
     assert of(found)["requests_in_flight"] == 4
+    assert of(found)["concurrent_users"] == 9
     assert derive(None, page(0, 0), page(80, 20)) == []
 
 
