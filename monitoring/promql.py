@@ -102,9 +102,9 @@ class PromQL:
     def read_past(self, grid: Grid, *, dialect: Dialect | None, keep: Allowlist) -> dict[int, Interval]:
         """What `read` gives at each point of `grid`, by its place.
 
-        Where it would raise, an interval is without series and `up` is 0; where the API knows nothing at all there is
-        none. The metrics and dialect of the whole grid count at each of its points. Raises ScrapeFailed, and ValueError
-        for more points than Prometheus gives.
+        Where it would raise there is none: a window that is too short for the scrapes of that time says nothing about
+        the service. Only where Prometheus reached no target there is one without series. The metrics and dialect of the
+        whole grid count at each of its points. Raises ScrapeFailed, and ValueError for more points than it gives.
         """
         if not 0 < grid.points <= MOST_POINTS:
             raise ValueError(f"A range has 1 to {MOST_POINTS:,} points, not {grid.points:,}.")
@@ -133,8 +133,8 @@ class PromQL:
             at, share = grid.moment(place), None if math.isnan(up[place]) else float(up[place])
             here = ~np.isnan(numbers[:, place])
             if not here.any() or (table.counts_asked and not (here & is_count).any()):
-                if share is not None:
-                    found[place] = Interval(Snapshot.of(at - self.window_seconds, {}), Snapshot.of(at, {}), 0.0)
+                if share == 0.0:
+                    found[place] = Interval(Snapshot.of(at - self.window_seconds, {}), Snapshot.of(at, {}), share)
                 continue
             if (first := known.get(here.tobytes())) is None:
                 values: dict[str, dict[Labels, float]] = {}

@@ -508,6 +508,17 @@ def test_nothing_is_asked_of_others() -> None:
     assert not Backfill.objects.exists()
 
 
+def test_a_window_too_short_for_former_scrapes_leaves_a_gap_and_no_failure(prometheus: str) -> None:
+    with open_client(10.0, LOOPBACK) as client:
+        api = PromQL(client, prometheus, 'job="shop"', 20.0, 10.0)
+        grid = Grid(DOWN[0] - 600.0, 60.0, 20)
+        found = api.read_past(grid, dialect=None, keep=dialects.allowlist(None))
+    # Only that Prometheus itself did not reach it is known.
+    assert found
+    assert {(interval.up, len(interval.after.layout.series)) for interval in found.values()} == {(0.0, 0)}
+    assert min(found) == 11
+
+
 @pytest.mark.parametrize(
     ("points", "refused"), [(0, True), (11_000, False), (11_001, True)], ids=["none", "most", "too many"]
 )
@@ -534,6 +545,7 @@ class Guard(BaseHTTPRequestHandler):
     At /metrics it is a service of its own, and everything below /moved/ is elsewhere.
     """
 
+    client: ClassVar[httpx.Client]  # one: each would read the machine's certificates
     behind: ClassVar[str] = ""
     elsewhere: ClassVar[str] = ""
     wanted: ClassVar[dict[str, str]] = {}
@@ -550,7 +562,7 @@ class Guard(BaseHTTPRequestHandler):
         elif self.path == "/metrics":
             self.answer(200, b"http_requests_inprogress 7\n")
         else:
-            said = httpx.get(f"{self.behind}{self.path}", trust_env=False)
+            said = self.client.get(f"{self.behind}{self.path}")
             self.answer(said.status_code, said.content)
 
     def answer(self, status: int, body: bytes, **headers: str) -> None:
@@ -570,7 +582,9 @@ def guard(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     monkeypatch.setattr(Guard, "seen", [])
-    yield f"http://127.0.0.1:{server.server_port}"
+    with httpx.Client(trust_env=False) as client:
+        monkeypatch.setattr(Guard, "client", client, raising=False)
+        yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
 
