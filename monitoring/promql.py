@@ -222,10 +222,9 @@ class PromQL:
                 "See metrics.promql; Mimir and others have theirs below a path such as /prometheus."
             )
         if content["status"] != "success":
-            told = (
-                privacy.safe_label(self.access.hidden(str(content.get(key))), longest=300) for key in ("errorType", "error")
-            )
-            raise ScrapeFailed(f"The query was refused: {': '.join(told)}")
+            words = (self.access.hidden(str(content.get(key))) for key in ("errorType", "error"))
+            told = ": ".join(privacy.safe_label(text, longest=300) for text in words)
+            raise ScrapeFailed(f"The query was refused: {told}")
         return _rows(content.get("data"), grid)
 
 
