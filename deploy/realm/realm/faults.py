@@ -29,6 +29,7 @@ CRASH_EXIT_CODE = 70
 # The largest value of each number: a typing mistake in a drill must not take the machine down.
 LIMITS = {
     "latency_ms": 60_000,
+    "latency_ratio": 100,
     "cpu_ms": 60_000,
     "leak_bytes": 100_000_000,
     "error_ratio": 1,
@@ -44,6 +45,7 @@ class FaultsError(ValueError):
 @dataclass(frozen=True)
 class Faults:
     latency_ms: float = 0  # wait before the view
+    latency_ratio: float = 0  # wait after the view, so many times as long as it took: 1 makes it twice as slow
     cpu_ms: float = 0  # burn processor time before the view
     leak_bytes: int = 0  # keep this much memory for ever, per request
     error_ratio: float = 0  # share of requests answered with 500 instead of the view
@@ -132,6 +134,8 @@ class FaultMiddleware:
 
     def __call__(self, request):
         response = self.get_response(request)
+        if ratio := getattr(request, "latency_ratio", 0):
+            time.sleep(ratio * (time.perf_counter() - request.began))
         ratio = getattr(request, "crash_after_ratio", 0)
         if ratio and self.random.random() < ratio:
             crash("after the view")
@@ -142,6 +146,7 @@ class FaultMiddleware:
         if faults is NO_FAULTS or not faults.concern(request.resolver_match.view_name):
             return None
         request.crash_after_ratio = faults.crash_after_ratio
+        request.latency_ratio, request.began = faults.latency_ratio, time.perf_counter()
         if faults.leak_bytes:
             _leaked.append(b"\x01" * faults.leak_bytes)  # not zeros: those would cost no memory until written to
         if faults.latency_ms:

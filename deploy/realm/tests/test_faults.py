@@ -49,6 +49,13 @@ def test_latency_processor_time_and_leak(client, players, no_faults):
     assert len(faults._leaked.pop()) == 1000
 
 
+def test_latency_can_be_a_multiple_of_the_views_own(client, players, no_faults):
+    no_faults.write_text('{"latency_ms": 20, "latency_ratio": 2}')
+    started = time.perf_counter()
+    assert client.get("/api/players").status_code == 200
+    assert time.perf_counter() - started >= 0.06
+
+
 def test_a_crash_comes_before_or_after_the_view(client, trade, no_faults, exits):
     no_faults.write_text('{"crash_ratio": 1}')
     client.get("/api/trades")
