@@ -178,7 +178,7 @@ DEFAULT_RULES = (
         kind=Kind.DEVIATION,
         labels=WHOLE,
         threshold=1.5,
-        strictness=2.0,
+        strictness=2.5,
         minimum_requests=100,
         clear_intervals=3,
     ),
@@ -365,8 +365,8 @@ def _deviation(rule: Rule, facts: Facts) -> Judgement:
     )
     if found is None:
         return UNKNOWN
-    since = "at this time of day" if facts.pattern.days else "in the last day"
-    limit = f"the usual {since} is {in_words(rule.signal, facts.pattern.centre)}, {found.z:.1f} standard deviations off"
+    centre = in_words(rule.signal, facts.pattern.centre)
+    limit = f"the usual {facts.pattern.since} is {centre}, {found.z:.1f} standard deviations off"
     calm_z = deviation.CALM_Z if rule.clear_threshold is None else rule.clear_threshold
     return Judgement(found.held, found.fires, found.z <= calm_z, limit + found.why)
 
@@ -431,7 +431,7 @@ HISTORY_SECONDS: Mapping[str, float] = {
 }
 HISTORY_LEAST_SECONDS = 3600.0
 # What is usual moves slowly, so it is worked out once for so long.
-PATTERN_SECONDS = 600.0
+PATTERN_SECONDS = deviation.USED_SECONDS
 
 
 def judge(rule: Rule, facts: Facts) -> Judgement:

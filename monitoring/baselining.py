@@ -61,6 +61,7 @@ KEEP_VERSIONS = 12  # with their numbers; of older ones who made them and why
 # is one a week. Early ones know little of the rhythm, and are replaced soon.
 FIRST_AFTER = timedelta(hours=6)
 REFRESH_EVERY = timedelta(days=7)
+FRESH = timedelta(days=14)  # older ones are still shown, but no alert rests on them
 MADE_ITSELF = "Set by itself: all was well"
 AROUND_ALERTS = timedelta(minutes=15)
 HEALTHY_SHARE = 0.95  # of the scores in the window
@@ -243,6 +244,18 @@ def expectations(
                 by, own = name, Quantiles.of(row[:-1], row[-1])
         found[newest[baseline], signal, key] = Expected(own.p50, own.spread, own.count, by)
     return found
+
+
+def fresh_profile(service: Service, signal: str, key: str, at: datetime) -> Profile | None:
+    """One series (by its labels key) of the current baseline; None when it has none, or is too old to alert by.
+
+    It is renewed each week as long as all is well. A service that changed for good would otherwise alert for ever.
+    """
+    newest = Baseline.objects.filter(service=service).order_by("-version").values("pk")[:1]
+    row = BaselineSeries.objects.filter(
+        baseline__in=newest, baseline__until__gte=at - FRESH, signal=signal, labels_key=key
+    ).first()
+    return row.profile if row else None
 
 
 def lines(baseline: Baseline, *, at: datetime, hours: float, whole: bool = True) -> list[Line]:

@@ -9,16 +9,17 @@ Nothing waits: a week is 10,080 rounds of arithmetic.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from monitoring import deviation
+from monitoring import baselines, deviation
 from monitoring.alerts import (
     DEFAULT_RULES,
+    HISTORY_LEAST_SECONDS,
     HISTORY_SECONDS,
     PATTERN_SECONDS,
     Facts,
@@ -36,6 +37,7 @@ INTERVAL = 60.0
 DAY = 86_400.0
 WEEK = 7 * DAY
 ROUNDS_A_WEEK = int(WEEK / INTERVAL)
+LEARNT_WEEKS = 4  # what a baseline is made of
 LONGEST_ROUNDS = 60  # a fault that is not found by then is not found
 NO_TRAIL = Trail()
 MONDAY = 1_767_571_200.0  # 2026-01-05 00:00 UTC
@@ -50,6 +52,7 @@ LATENCY_SIGMA = 0.55  # of the log latency of requests within a minute
 TAIL_SHARE, TAIL_POWER = 0.01, 1.5  # one request in a hundred is of a Pareto tail
 TIMEOUT_SECONDS = 30.0
 CLEAN_ERROR_RATIO = 0.0004
+WARMING_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,25 @@ FALSE_ALERTS_TARGET = 0.1  # per service and week
 
 
 @dataclass(frozen=True)
+class Job:
+    """Work of its own that slows a service down by `latency` for so long, each time `every_seconds` come round."""
+
+    every_seconds: float
+    begins_seconds: float  # after Monday's (or the day's) midnight
+    lasts_seconds: float
+    latency: float
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator, *, every_seconds: float, within_seconds: float) -> Job:
+        return cls(
+            every_seconds,
+            float(rng.uniform(0, within_seconds)),
+            float(rng.uniform(20, 120)) * 60.0,
+            float(rng.uniform(1.1, 1.4)),
+        )
+
+
+@dataclass(frozen=True)
 class Profile:
     """One simulated service: mean requests per second by day, median latency in seconds, how deep its nights are."""
 
@@ -88,15 +110,50 @@ class Profile:
     median_seconds: float
     night: float
     load_effect: float
+    jobs: tuple[Job, ...] = ()
+    deploys_a_week: float = 0.0
 
     @classmethod
     def drawn(cls, rng: np.random.Generator) -> Profile:
+        """A third of them have a job each night, a third one a week, and all are deployed now and then."""
+        nightly = Job.drawn(rng, every_seconds=DAY, within_seconds=DAY / 4)
+        weekly = Job.drawn(rng, every_seconds=WEEK, within_seconds=WEEK - 7200.0)
         return cls(
             per_second=float(np.exp(rng.uniform(np.log(5), np.log(60)))),
             median_seconds=float(np.exp(rng.uniform(np.log(0.015), np.log(0.08)))),
             night=float(rng.uniform(0.05, 0.4)),
             load_effect=float(rng.uniform(0.0, 0.4)),
+            jobs=tuple(job for job in (nightly, weekly) if rng.uniform() < 1 / 3),
+            deploys_a_week=float(rng.uniform(0, 5)),
         )
+
+    @property
+    def seed(self) -> int:
+        """What happens to it on a day is the same in whatever pieces its time is simulated."""
+        return int(1e6 * self.median_seconds)
+
+    def slowed(self, at: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """What its jobs and deploys multiply the latency of the intervals that end at[n] by; which were not scraped.
+
+        A new release answers half as fast for its first half minute, and one scrape in four finds nobody there.
+        """
+        factor, missed = np.ones(len(at)), np.zeros(len(at), bool)
+        for job in self.jobs:
+            number = ((at - MONDAY) // job.every_seconds).astype(int)
+            late = np.random.default_rng([self.seed, 8]).normal(0, 60.0, int(number.max()) + 1)[number]
+            since = (at - MONDAY) % job.every_seconds - job.begins_seconds - late
+            there = np.clip(np.minimum(since, job.lasts_seconds + INTERVAL - since) / INTERVAL, 0.0, 1.0)
+            factor *= 1.0 + (job.latency - 1.0) * there
+        for week in range(int((at[0] - MONDAY) // WEEK), int((at[-1] - MONDAY) // WEEK) + 1):
+            rng = np.random.default_rng([self.seed, 9, week])
+            for _ in range(rng.poisson(self.deploys_a_week)):
+                # Within working hours.
+                begins = MONDAY + week * WEEK + rng.integers(5) * DAY + rng.uniform(9, 17) * 3600.0
+                until = np.minimum(at, begins + WARMING_SECONDS)
+                factor += np.maximum(until - np.maximum(at - INTERVAL, begins), 0.0) / INTERVAL
+                if rng.uniform() < 0.25:
+                    missed |= (at >= begins) & (at < begins + INTERVAL)
+        return factor, missed
 
 
 @dataclass(frozen=True)
@@ -106,8 +163,11 @@ class Samples:
     at: NDArray[np.float64]
     signals: dict[str, NDArray[np.float64]]
 
+    def between(self, first: int, last: int) -> Samples:
+        return Samples(self.at[first:last], {name: values[first:last] for name, values in self.signals.items()})
+
     def until(self, rounds: int) -> Samples:
-        return Samples(self.at[:rounds], {name: values[:rounds] for name, values in self.signals.items()})
+        return self.between(0, rounds)
 
     def then(self, more: Samples) -> Samples:
         return Samples(
@@ -136,15 +196,15 @@ def simulate(
     load = (profile.night + (1 - profile.night) * load) * np.where(weekend, 0.7, 1.0)
     # Where a day is quieter or busier than the last one, all of it is.
     day = ((at - MONDAY) // DAY).astype(int)
-    by_day = np.random.default_rng([int(1e6 * profile.median_seconds), 7]).normal(0, 1, (day.max() + 1, 2))
+    by_day = np.random.default_rng([profile.seed, 7]).normal(0, 1, (day.max() + 1, 2))
     per_second = profile.per_second * load * np.exp(0.08 * by_day[day, 0] + rng.normal(0, 0.1, rounds))
     requests = rng.poisson(per_second * INTERVAL)
     noise = DAY_NOISE * by_day[day, 1] + rng.normal(0, MINUTE_NOISE, rounds)
-    median = profile.median_seconds * (1 + profile.load_effect * load) * np.exp(noise)
+    slowed, missing = profile.slowed(at)
+    median = profile.median_seconds * (1 + profile.load_effect * load) * np.exp(noise) * slowed
     failing = np.minimum(CLEAN_ERROR_RATIO * np.exp(rng.normal(0, 0.3, rounds)), 1.0)
 
-    missing = np.zeros(rounds, bool)
-    up = np.ones(rounds)
+    up = np.where(missing, 0.0, 1.0)
     counts, seconds = np.zeros((rounds, len(BOUNDS)), int), np.zeros(rounds)
     if fault is not None:
         share = np.clip((at - begins_at) / INTERVAL, 0.0, 1.0)  # of the interval that the fault was there
@@ -154,9 +214,9 @@ def simulate(
         failing = failing + share * fault.errors * grown
         broken = share > 0
         if fault.is_down:
-            missing, up = broken, np.where(broken, 0.0, 1.0)
-        if fault.is_silent:
-            missing = broken
+            up = np.where(broken, 0.0, up)
+        if fault.is_down or fault.is_silent:
+            missing = missing | broken
         healthy_counts, healthy_seconds = _served(rng, requests - hit, median)
     else:
         healthy_counts, healthy_seconds = _served(rng, requests, median)
@@ -213,12 +273,19 @@ def _quantiles_ms(q: float, cumulative: NDArray[np.int64]) -> NDArray[np.float64
     return np.array(found)
 
 
+def _objective(rule: Rule) -> float:
+    return QUICK_SHARE if rule.signal == "slow_ratio" else AVAILABILITY
+
+
 class Judge:
     """The rules over the samples of one service, round by round."""
 
-    def __init__(self, samples: Samples, rules: Iterable[Rule] = DEFAULT_RULES) -> None:
+    def __init__(
+        self, samples: Samples, rules: Iterable[Rule] = DEFAULT_RULES, usual: Mapping[str, deviation.Hours] = {}
+    ) -> None:
         self.at = samples.at
         self.signals = samples.signals
+        self.usual = usual
         self.requests = samples.signals["requests_per_second"] * INTERVAL
         self.rules = [rule for rule in rules if rule.signal in samples.signals]
         self.tracks: dict[str, Track | None] = {}
@@ -247,6 +314,30 @@ class Judge:
                 fired.append(rule.name)
         return fired
 
+    def watch(self, first: int, last: int) -> list[tuple[int, str]]:
+        """(place, rule) of all that begins to fire in the rounds [first, last), as `round` after `round` finds it.
+
+        Rules don't see each other, so each is played on its own, and what can't begin an alert is left out.
+        """
+        fired = []
+        for rule in self.rules:
+            places = first + np.flatnonzero(MAY_HOLD[rule.kind](self, rule, slice(first, last)))
+            number = first
+            while number < last:
+                track = self.tracks.get(rule.name)
+                if track is None:
+                    following = int(np.searchsorted(places, number))
+                    if following == len(places):
+                        break
+                    number = int(places[following])
+                requests = float(self.requests[number])
+                facts = self._facts(rule, number, float(self.at[number]), None if math.isnan(requests) else requests)
+                move, self.tracks[rule.name] = advance(track, rule, judge(rule, facts))
+                if move == Move.FIRE:
+                    fired.append((number, rule.name))
+                number += 1
+        return sorted(fired)
+
     def _facts(self, rule: Rule, number: int, now: float, requests: float | None) -> Facts:
         value: float | None = float(self.signals[rule.signal][number])
         if value is not None and math.isnan(value):
@@ -261,7 +352,7 @@ class Judge:
             trail=self._trail(rule.signal, rule, now),
             also_pattern=self._pattern(rule.also, now) if rule.also else None,
             also_trail=self._trail(rule.also, rule, now) if rule.also else NO_TRAIL,
-            objective=QUICK_SHARE if rule.signal == "slow_ratio" else AVAILABILITY,
+            objective=_objective(rule),
             silent_seconds=self._silent(rule, number) if rule.kind == Kind.MISSING else None,
         )
 
@@ -280,18 +371,26 @@ class Judge:
     def _pattern(self, signal: str, now: float) -> deviation.Usual | None:
         at = now - now % PATTERN_SECONDS
         if (signal, at) not in self.patterns:
-            whole = self.trails[signal]
-            first = int(np.searchsorted(whole.at, at - WEEK - DAY))
-            last = int(np.searchsorted(whole.at, at))
-            self.patterns[signal, at] = deviation.usual(
-                whole.at[first:last],
-                whole.value[first:last],
-                whole.requests[first:last],
-                now=at,
-                interval_seconds=INTERVAL,
-                share=deviation.is_share(signal),
-            )
+            self.patterns[signal, at] = self._by_baseline(signal, at) or self._by_samples(signal, at)
         return self.patterns[signal, at]
+
+    def _by_baseline(self, signal: str, at: float) -> deviation.Usual | None:
+        if signal not in self.usual:
+            return None
+        whole = self.trails[signal]
+        return deviation.usual_by_hour(self.usual[signal], whole.at, whole.value, now=at, interval_seconds=INTERVAL)
+
+    def _by_samples(self, signal: str, at: float) -> deviation.Usual | None:
+        whole = self.trails[signal]
+        first, last = np.searchsorted(whole.at, (at - WEEK - DAY, at))
+        return deviation.usual(
+            whole.at[first:last],
+            whole.value[first:last],
+            whole.requests[first:last],
+            now=at,
+            interval_seconds=INTERVAL,
+            share=deviation.is_share(signal),
+        )
 
     def _usual(self, signal: str, now: float) -> float | None:
         at = now - now % PATTERN_SECONDS
@@ -302,6 +401,68 @@ class Judge:
             values = values[np.isfinite(values)]
             self.usuals[signal, at] = float(np.median(values)) if len(values) >= 10 else None
         return self.usuals[signal, at]
+
+
+# --- What can't begin an alert: bounds that cost little for all rounds at once ------------------------------------
+
+
+def _threshold_may(judged: Judge, rule: Rule, places: slice) -> NDArray[np.bool_]:
+    values = judged.signals[rule.signal]
+    if rule.is_below:
+        return values[places] < (math.inf if rule.is_relative else rule.threshold)
+    # The median of a day is no less than the least of all values.
+    factor = float(np.nanmin(values)) if rule.is_relative else 1.0
+    return values[places] > rule.threshold * factor
+
+
+def _burn_rate_may(judged: Judge, rule: Rule, places: slice) -> NDArray[np.bool_]:
+    trail, at, budget = judged.trails[rule.signal], judged.at[places], 1.0 - _objective(rule)
+    asked, bad = (np.append(0.0, np.cumsum(each)) for each in (trail.requests, trail.value * trail.requests))
+    last = np.searchsorted(trail.at, at, side="right")
+    may = np.zeros(len(at), bool)
+    for window in rule.windows:
+        first = np.searchsorted(trail.at, at - window.short_seconds, side="right")
+        # A little less than what is needed: cumulative sums are rounded otherwise than short ones.
+        may |= bad[last] - bad[first] >= ALMOST * window.factor * budget * (asked[last] - asked[first]) - 1e-6
+    return may
+
+
+def _deviation_may(judged: Judge, rule: Rule, places: slice) -> NDArray[np.bool_]:
+    values, at = judged.signals[rule.signal][places], judged.at[places]
+    if deviation.is_share(rule.signal):
+        return values > rule.threshold
+    limits = []
+    for moment in np.unique(at - at % PATTERN_SECONDS):
+        usual = judged._pattern(rule.signal, float(moment))
+        spread = 0.0 if usual is None else rule.strictness * (usual.core if rule.also else usual.spread)
+        limits.append(math.inf if usual is None else usual.centre * math.exp(deviation.LEAST_Z * spread))
+    block = np.unique(at - at % PATTERN_SECONDS, return_inverse=True)[1]
+    return values > ALMOST * np.array(limits)[block]
+
+
+def _forecast_may(judged: Judge, rule: Rule, places: slice) -> NDArray[np.bool_]:
+    """A value that would need a steeper rise than the whole span of the past holds: see `alerts._forecast`."""
+    values = judged.signals[rule.signal]
+    past = int(HISTORY_SECONDS[rule.kind] / INTERVAL)
+    padded = np.concatenate([np.full(past, np.nan), values])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, past + 1)[places]
+    span = np.nanmax(windows, axis=1) - np.nanmin(windows, axis=1)
+    needed = (rule.threshold - values[places]) * HISTORY_LEAST_SECONDS / rule.horizon_seconds
+    return np.asarray(3.0 * span >= needed, dtype=bool)
+
+
+def _missing_may(judged: Judge, rule: Rule, places: slice) -> NDArray[np.bool_]:
+    return np.isnan(judged.signals[rule.signal][places])
+
+
+ALMOST = 1.0 - 1e-9
+MAY_HOLD: Mapping[str, Callable[[Judge, Rule, slice], NDArray[np.bool_]]] = {
+    Kind.THRESHOLD: _threshold_may,
+    Kind.BURN_RATE: _burn_rate_may,
+    Kind.DEVIATION: _deviation_may,
+    Kind.FORECAST: _forecast_may,
+    Kind.MISSING: _missing_may,
+}
 
 
 # --- The drill ---------------------------------------------------------------------------------------------------
@@ -331,17 +492,17 @@ class Detection:
 class Clean:
     """False alerts on clean traffic. `low` and `high` are the exact 95 % interval of the rate, by Garwood (1936)."""
 
-    weeks: int
+    weeks: float
     alerts: int
     per_week: float
     low: float
     high: float
-    target: float
+    target: float | None
     by_rule: dict[str, int] = field(default_factory=dict)
 
     @property
     def met(self) -> bool:
-        return self.per_week <= self.target
+        return self.target is None or self.per_week <= self.target
 
 
 @dataclass(frozen=True)
@@ -350,6 +511,7 @@ class Report:
     interval_seconds: float
     detections: tuple[Detection, ...]
     clean: Clean
+    subject: str = "simulated services"
 
     @property
     def met(self) -> bool:
@@ -363,6 +525,14 @@ class Report:
         return {**found, "clean": {**found["clean"], "met": self.clean.met}, "met": self.met}
 
 
+def learned(samples: Samples, *, rules: Sequence[Rule] = DEFAULT_RULES) -> dict[str, deviation.Hours]:
+    """The baseline that the first four weeks of `samples` give: signal → profile, of those it is used for."""
+    wanted = {name for rule in rules if rule.kind == Kind.DEVIATION for name in (rule.signal, rule.also) if name}
+    known = samples.until(LEARNT_WEEKS * ROUNDS_A_WEEK)
+    made = {name: baselines.profile(known.at, known.signals[name]) for name in wanted if not deviation.is_share(name)}
+    return {name: deviation.Hours.of(profile) for name, profile in made.items() if profile is not None}
+
+
 def drill(*, seed: int, runs: int, weeks: int, rules: Sequence[Rule] = DEFAULT_RULES) -> Report:
     """Inject every fault `runs` times and watch `weeks` clean service-weeks. The same seed gives the same report."""
     services = 10
@@ -370,35 +540,44 @@ def drill(*, seed: int, runs: int, weeks: int, rules: Sequence[Rule] = DEFAULT_R
     for number in range(min(services, runs)):
         rng = np.random.default_rng([seed, 1, number])
         profile = Profile.drawn(rng)
-        # A week to learn from, and one in whose course things go wrong.
-        past = simulate(profile, rng, first=0, rounds=2 * ROUNDS_A_WEEK)
+        # Weeks to learn from, and one in whose course things go wrong.
+        past = simulate(profile, rng, first=0, rounds=(LEARNT_WEEKS + 1) * ROUNDS_A_WEEK)
+        known = learned(past, rules=rules)
         for fault in FAULTS:
             for _ in range(number, runs, services):
-                detections[fault.name].append(_one_run(past, profile, rng, fault, rules))
+                detections[fault.name].append(_one_run(past, known, profile, rng, fault, rules))
     return Report(
         seed,
         INTERVAL,
-        tuple(_detection(fault, detections[fault.name]) for fault in FAULTS),
+        tuple(detection(fault, detections[fault.name]) for fault in FAULTS),
         _clean(seed, weeks, rules),
     )
 
 
 def _one_run(
-    past: Samples, profile: Profile, rng: np.random.Generator, fault: Fault, rules: Sequence[Rule]
+    past: Samples,
+    known: Mapping[str, deviation.Hours],
+    profile: Profile,
+    rng: np.random.Generator,
+    fault: Fault,
+    rules: Sequence[Rule],
 ) -> tuple[float, str]:
     """How many intervals it took, and the rule that found it; infinite and "" when none did."""
-    first = int(rng.integers(ROUNDS_A_WEEK, 2 * ROUNDS_A_WEEK))
+    first = int(rng.integers(LEARNT_WEEKS * ROUNDS_A_WEEK, (LEARNT_WEEKS + 1) * ROUNDS_A_WEEK))
     begins_at = MONDAY + INTERVAL * (first + rng.uniform())
     during = simulate(profile, rng, first=first, rounds=LONGEST_ROUNDS, fault=fault, begins_at=begins_at)
-    judged = Judge(past.until(first).then(during), rules)
-    for number in range(first, first + LONGEST_ROUNDS):
+    # No rule looks further back than two weeks.
+    judged = Judge(past.between(first - 2 * ROUNDS_A_WEEK, first).then(during), rules, known)
+    before = 2 * ROUNDS_A_WEEK
+    for number in range(before, before + LONGEST_ROUNDS):
         if fired := judged.round(number):
             return float((judged.at[number] - begins_at) / INTERVAL), fired[0]
     return math.inf, ""
 
 
-def _detection(fault: Fault, found: Sequence[tuple[float, str]]) -> Detection:
-    times = np.minimum([time for time, _ in found], LONGEST_ROUNDS)
+def detection(fault: Fault, found: Sequence[tuple[float, str]], *, longest: float = LONGEST_ROUNDS) -> Detection:
+    """The row of a fault of which each run took so many intervals and was found by that rule; inf and "": not found."""
+    times = np.minimum([time for time, _ in found], longest)
     names = [name for _, name in found if name]
     return Detection(
         fault.name,
@@ -417,10 +596,11 @@ def _clean(seed: int, weeks: int, rules: Sequence[Rule]) -> Clean:
     for number in range(weeks):
         rng = np.random.default_rng([seed, 2, number])
         profile = Profile.drawn(rng)
-        judged = Judge(simulate(profile, rng, first=0, rounds=2 * ROUNDS_A_WEEK), rules)
-        for place in range(ROUNDS_A_WEEK, 2 * ROUNDS_A_WEEK):
-            for name in judged.round(place):
-                by_rule[name] = by_rule.get(name, 0) + 1
+        whole = simulate(profile, rng, first=0, rounds=(LEARNT_WEEKS + 1) * ROUNDS_A_WEEK)
+        last = whole.between((LEARNT_WEEKS - 1) * ROUNDS_A_WEEK, len(whole.at))
+        judged = Judge(last, rules, learned(whole, rules=rules))
+        for _, name in judged.watch(ROUNDS_A_WEEK, 2 * ROUNDS_A_WEEK):
+            by_rule[name] = by_rule.get(name, 0) + 1
     alerts = sum(by_rule.values())
     low, high = poisson_interval(alerts)
     return Clean(weeks, alerts, alerts / weeks, low / weeks, high / weeks, FALSE_ALERTS_TARGET, by_rule)

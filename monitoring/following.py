@@ -12,12 +12,14 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from monitoring import deviation, reading
+from monitoring import baselining, deviation, reading
 from monitoring.alerts import PATTERN_SECONDS
 from monitoring.deviation import Usual
 from monitoring.models import Service, labels_key
 
 RELOAD_SECONDS = 3600.0
+# What today's own level is taken from, see `deviation.usual_by_hour`, and a little more.
+LEVEL_READ_SECONDS = 2 * deviation.LEVEL_SECONDS
 DAY = timedelta(days=1)
 
 Key = tuple[int, str, str]
@@ -66,21 +68,36 @@ class Follower:
         return held.seconds < seconds or gap or old
 
     def pattern(self, service: Service, signal: str, labels: dict[str, str], *, now: float) -> Usual | None:
-        """What is usual at this time of day, see `monitoring.deviation.usual`; worked out every ten minutes."""
+        """What is usual at this time, by the baseline where it knows this hour; worked out every ten minutes.
+
+        Shares, whose quantiles say nothing as long as failures are rare, and what no fresh baseline has, are compared
+        with the last days themselves.
+        """
         key, at = (service.pk, signal, labels_key(labels)), now - now % PATTERN_SECONDS
         known = self._patterns.get(key)
         if known is None or known[0] != at:
-            since = at - (deviation.DAYS + 1) * deviation.DAY
-            share = deviation.is_share(signal)
-            when, values = _read(service, signal, labels, since=since, until=at)
-            requests = np.zeros(len(when))
-            if share:
-                requests = self.interval_seconds * aligned(
-                    when, *_read(service, "requests_per_second", labels, since=since, until=at)
-                )
-            found = deviation.usual(when, values, requests, now=at, interval_seconds=self.interval_seconds, share=share)
-            known = self._patterns[key] = (at, found)
+            found = None if deviation.is_share(signal) else self._by_baseline(service, signal, labels, at)
+            known = self._patterns[key] = (at, found or self._by_samples(service, signal, labels, at))
         return known[1]
+
+    def _by_baseline(self, service: Service, signal: str, labels: dict[str, str], at: float) -> Usual | None:
+        made = baselining.fresh_profile(service, signal, labels_key(labels), _moment(at))
+        if made is None or not made.daily:
+            return None
+        when, values = _read(service, signal, labels, since=at - LEVEL_READ_SECONDS, until=at)
+        hours = deviation.Hours.of(made)
+        return deviation.usual_by_hour(hours, when, values, now=at, interval_seconds=self.interval_seconds)
+
+    def _by_samples(self, service: Service, signal: str, labels: dict[str, str], at: float) -> Usual | None:
+        since = at - (deviation.DAYS + 1) * deviation.DAY
+        share = deviation.is_share(signal)
+        when, values = _read(service, signal, labels, since=since, until=at)
+        requests = np.zeros(len(when))
+        if share:
+            requests = self.interval_seconds * aligned(
+                when, *_read(service, "requests_per_second", labels, since=since, until=at)
+            )
+        return deviation.usual(when, values, requests, now=at, interval_seconds=self.interval_seconds, share=share)
 
     def usual(self, service: Service, signal: str, labels: dict[str, str], *, now: float) -> float | None:
         """The median of the last day without its last ten intervals; worked out every ten minutes."""

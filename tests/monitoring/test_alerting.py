@@ -14,8 +14,19 @@ from approvals.models import AuditEntry
 from monitoring import alerting, drilling, heartbeats, storing
 from monitoring.alerting import KEEP_FIRED, MOVES, ensure_rules, evaluate, forget_old, move_to, row_of
 from monitoring.alerts import DEFAULT_RULES, FLAP_CALM_INTERVALS, FLAP_TIMES, SILENT_INTERVALS, Kind
+from monitoring.baselines import Profile, Quantiles
 from monitoring.derive import Reading
-from monitoring.models import Alert, AlertRule, AlertState, Heartbeat, Round, Service, Target
+from monitoring.models import (
+    Alert,
+    AlertRule,
+    AlertState,
+    Baseline,
+    BaselineSeries,
+    Heartbeat,
+    Round,
+    Service,
+    Target,
+)
 from tests.monitoring.factories import INTERVAL, T0, ServiceFactory, TargetFactory, samples
 
 pytestmark = pytest.mark.django_db
@@ -313,6 +324,31 @@ def test_a_deviation_is_found_as_soon_as_in_the_drill() -> None:
     assert "at this time of day is" in Alert.objects.get(service=service, state="firing").message
 
 
+@pytest.mark.parametrize(("age_days", "by_baseline"), [(1, True), (15, False)])
+def test_the_usual_is_that_of_the_baseline_while_it_is_fresh(age_days: int, by_baseline: bool) -> None:
+    only("latency-deviates")
+    service = ServiceFactory()
+    hours = Quantiles(50.0, 90.0, 100.0, 110.0, 130.0, 140.0, 240)
+    made = Profile(hours, dict.fromkeys(range(168), hours), dict.fromkeys(range(24), hours), np.array([100.0]))
+    until = T0 - timedelta(days=age_days)
+    baseline = Baseline.objects.create(
+        service=service, version=1, since=until - timedelta(days=28), until=until, reason="All was well."
+    )
+    for signal in ("latency_mean_ms", "latency_p50_ms"):
+        BaselineSeries.of(baseline, signal, dict(WHOLE), made).save()
+    for number in range(2):
+        at = T0 + number * INTERVAL
+        readings = [(signal, 220.0) for signal in ("latency_mean_ms", "latency_p50_ms")]
+        rows = [Reading(signal, WHOLE, value) for signal, value in [("requests_per_second", 10.0), *readings]]
+        storing.store([(service, row) for row in rows], at=at)
+        evaluate(at)
+    fired = Alert.objects.firing().first()
+    # Without it there is no past to tell what is usual.
+    assert (fired is not None) is by_baseline
+    if fired:
+        assert "the usual at this hour of the week is 100 ms" in fired.message
+
+
 def test_a_disk_that_fills_is_told_in_hours() -> None:
     only("disk-full-soon")
     service = ServiceFactory()
@@ -447,7 +483,9 @@ def test_a_round_of_many_services_asks_little(django_assert_max_num_queries) -> 
         storing.store(rows, at=T0 + number * INTERVAL)
     evaluate(T0)
     # What is read once for a while has been read: no question per service or series is left.
-    with django_assert_max_num_queries(6 + 10):  # 10: `up` is not there, and each service is asked since when
+    # Six for all: what serves, the round's samples, its sealed blocks, the rules, the open alerts, the services.
+    # Ten more: `up` is not there, and each service is asked since when.
+    with django_assert_max_num_queries(6 + 10):
         evaluate(T0 + INTERVAL)
 
 

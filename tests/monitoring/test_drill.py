@@ -139,3 +139,42 @@ def test_refuses_no_runs() -> None:
 
 def test_a_week_has_as_many_rounds() -> None:
     assert ROUNDS_A_WEEK == 10_080
+
+
+def test_watching_leaves_out_only_what_cannot_begin_an_alert() -> None:
+    profile = replace(PROFILE, per_second=6.0, jobs=(drilling.Job(86_400.0, 9 * 3600.0, 3600.0, 2.0),))
+    rng = np.random.default_rng(3)
+    past = simulate(profile, rng, first=0, rounds=6 * 1440)
+    first = len(past.at)
+    hurt = simulate(profile, rng, first=first, rounds=500, fault=FAULTS[5], begins_at=MONDAY + INTERVAL * (first + 300))
+    gone = simulate(profile, rng, first=first + 500, rounds=8, fault=FAULTS[7], begins_at=MONDAY)
+    played = past.then(hurt).then(gone)
+    # Touchier than they are, so that there is something to compare.
+    rules = [replace(rule, strictness=0.7, threshold=0.8 * rule.threshold) for rule in DEFAULT_RULES]
+    step_by_step = drilling.Judge(played, rules)
+    expected = [
+        (number, name) for number in range(first - 200, first + 508) for name in sorted(step_by_step.round(number))
+    ]
+    assert {name for _, name in expected} >= {
+        "latency-deviates",
+        "errors-unusual",
+        "error-budget-fast",
+        "traffic-silent",
+    }
+    assert drilling.Judge(played, rules).watch(first - 200, first + 508) == expected
+
+
+def test_jobs_come_back_and_deploys_are_short() -> None:
+    job = drilling.Job(every_seconds=drilling.WEEK, begins_seconds=36_000.0, lasts_seconds=3600.0, latency=1.5)
+    at = MONDAY + INTERVAL * (1.0 + np.arange(2 * ROUNDS_A_WEEK))
+    factor, missed = replace(PROFILE, jobs=(job,)).slowed(at)
+    assert (factor[630:650] == 1.5).all()
+    assert (factor[ROUNDS_A_WEEK + 630 : ROUNDS_A_WEEK + 650] == 1.5).all()
+    assert (factor > 1).sum() == pytest.approx(120, abs=4)
+    assert not missed.any()
+    factor, missed = replace(PROFILE, deploys_a_week=20.0).slowed(at)
+    assert factor.max() <= 2.0
+    assert 20 < (factor > 1).sum() < 90
+    assert 0 < missed.sum() < 25
+    in_parts = np.concatenate([replace(PROFILE, deploys_a_week=20.0).slowed(part)[0] for part in np.split(at, 4)])
+    assert np.array_equal(in_parts, factor)

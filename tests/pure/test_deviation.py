@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from monitoring.deviation import DAY, HALF_HOUR, Usual, apart, deviation, usual
+from monitoring import baselines
+from monitoring.deviation import DAY, HALF_HOUR, Hours, Usual, apart, deviation, usual, usual_by_hour
 
 NOW = 1_767_571_200.0 + 9 * DAY + 12 * 3600
 INTERVAL = 60.0
@@ -150,3 +151,50 @@ def test_apart_is_minus_infinity_where_nothing_is_known() -> None:
     found = apart(np.array([2.0, 3.0, 4.0]), at, value, Usual(100.0, 0.5, 0.4, 7))
     assert found.tolist() == [pytest.approx(math.log(2) / 0.5), -math.inf, pytest.approx(math.log(2) / 0.5)]
     assert np.isneginf(apart(at, at, value, None)).all()
+
+
+# --- From a baseline ---------------------------------------------------------------------------------------------
+
+
+def by_hour(weeks: float, *, slow_hour: int | None = None, today: float = 1.0) -> Usual | None:
+    """The usual at NOW (12:00 on a Wednesday) by a baseline of so many weeks that ends a day before."""
+    at = days(7 * weeks + 1)
+    value = latency(at)
+    if slow_hour is not None:
+        value[((at - baselines.MONDAY) % baselines.WEEK // 3600).astype(int) == slow_hour] *= 2
+    value[at > NOW - DAY] *= today
+    made = baselines.profile(at[at <= NOW - DAY], value[at <= NOW - DAY])
+    assert made is not None
+    return usual_by_hour(Hours.of(made), at, value, now=NOW, interval_seconds=INTERVAL)
+
+
+def test_a_baseline_knows_the_hour_of_the_week() -> None:
+    found = by_hour(4)
+    assert found is not None
+    assert found.since == "at this hour of the week"
+    assert found.centre == pytest.approx(147, rel=0.03)
+    assert found.core == pytest.approx(0.15, rel=0.15)
+
+
+def test_what_is_slow_each_week_at_this_hour_is_usual() -> None:
+    hour = baselines.hour_of_week(NOW)
+    plain, slow = by_hour(4), by_hour(4, slow_hour=hour)
+    assert plain is not None
+    assert slow is not None
+    # The middle of the hour is half an hour away: what lies between the two medians.
+    assert slow.centre > 1.3 * plain.centre
+
+
+def test_young_baselines_know_the_hour_of_the_day_or_nothing() -> None:
+    found = by_hour(1)
+    assert found is not None
+    assert found.since == "at this time of day"
+    assert by_hour(0.2) is None
+
+
+@pytest.mark.parametrize(("today", "times"), [(1.05, 1.05), (0.97, 0.97), (2.0, math.exp(0.1))])
+def test_todays_level_is_made_allowance_for_a_little(today: float, times: float) -> None:
+    plain, shifted = by_hour(4), by_hour(4, today=today)
+    assert plain is not None
+    assert shifted is not None
+    assert shifted.centre / plain.centre == pytest.approx(times, rel=0.005 if today < 1.5 else 0.03)
