@@ -45,7 +45,8 @@ STOP_SECONDS = 15.0
 # A small world, and no request that costs much: what is measured is the rules, not what two cores can do.
 WORLD = ("seed", "--players=200", "--guilds=10", "--items=500", "--trades=50")
 MIX = "player-detail=40,item-search=40,trade-list=20"
-LEARNING_ROUNDS = deviation.LEAST_SAMPLES + deviation.RECENT_INTERVALS + 2
+# What is usual leaves the newest rounds out, and is worked out only so often.
+LEARNING_ROUNDS = deviation.LEAST_SAMPLES + deviation.RECENT_INTERVALS + int(deviation.USED_SECONDS / INTERVAL) + 2
 SETTLING_ROUNDS = 2  # after a fault: what it left in the queue is no clean traffic
 BETWEEN_ROUNDS = 2
 LONGEST_ROUNDS = 15  # a fault that is not found by then is not found
@@ -288,7 +289,8 @@ def drill(
                 found.setdefault(fault.name, []).append(
                     _one_run(rounds, clean, fault, rules, begins=float(dice.uniform()))
                 )
-                tell("{0}: {1[0]:.2f} intervals {1[1]}".format(fault.name, found[fault.name][-1]))
+                took, by = found[fault.name][-1]
+                tell(f"{fault.name}: {took:.2f} intervals, {by}" if by else f"{fault.name}: not found")
                 made.heal()
                 for _ in range(SETTLING_ROUNDS):
                     rounds.next()
