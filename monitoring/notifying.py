@@ -23,6 +23,7 @@ from approvals import audit
 from monitoring import composing, recurrence, routing
 from monitoring.alerting import serving_releases
 from monitoring.claiming import claim
+from monitoring.concealing import Unreadable
 from monitoring.models import (
     Alert,
     AlertState,
@@ -248,10 +249,14 @@ def _attempt(message: Message, contact: Contact, notifiers: Mapping[str, Notifie
         return Result(Outbox.DEAD, f"There is no medium {contact.medium!r}: was its package removed?")
     if not contact.enabled:
         return Result(Outbox.DEAD, "The contact is switched off.")
-    if obstacle := notifier.obstacle(contact.address, contact.secret):
+    try:
+        secret = contact.secret
+    except Unreadable as error:
+        return Result(Outbox.DEAD, str(error))
+    if obstacle := notifier.obstacle(contact.address, secret):
         return Result(Outbox.DEAD, obstacle)
     try:
-        return Result(Outbox.SENT, notifier.send(message, address=contact.address, secret=contact.secret))
+        return Result(Outbox.SENT, notifier.send(message, address=contact.address, secret=secret))
     except Undeliverable as error:
         return Result(Outbox.DEAD, str(error))
     except NotSent as error:

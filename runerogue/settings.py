@@ -200,6 +200,9 @@ if not SECRET_KEY:
         f"SECRET_KEY is not set and {HOME.folder} holds none. Hint: `make run` makes one on first start; "
         "with engines of your own, set SECRET_KEY to 50 random characters."
     )
+SECRET_KEY_FALLBACKS: list[str] = read(
+    "SECRET_KEY_FALLBACKS", [], as_list, "former values of SECRET_KEY, separated by commas"
+)
 ALLOWED_HOSTS = read(
     "ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"], as_list, "host names such as runerogue.example.org"
 )

@@ -20,6 +20,7 @@ from approvals import audit
 from approvals.readonly import ReadOnly
 from monitoring import answering, notifying, recurrence
 from monitoring.admin.pages import NONE, Audited
+from monitoring.concealing import Unreadable
 from monitoring.models import Contact, EscalationStep, MaintenanceWindow, Notice, Page, Silence
 from monitoring.notifiers import NOTIFIERS, Message
 from monitoring.routing import Outbox
@@ -56,7 +57,11 @@ class ContactForm(forms.ModelForm[Contact]):
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or self.cleaned_data
         notifier = NOTIFIERS.get(cleaned.get("medium", ""))
-        secret = cleaned.get("new_secret") or self.instance.secret
+        try:
+            secret = cleaned.get("new_secret") or self.instance.secret
+        except Unreadable as error:
+            self.add_error("new_secret", str(error))
+            return cleaned
         # That email is not configured yet is shown beside the contact, and is no reason not to write it down.
         if notifier is not None and notifier.name != "email":
             if problem := notifier.obstacle(cleaned.get("address", ""), secret):
@@ -92,7 +97,10 @@ class ContactAdmin(admin.ModelAdmin[Contact]):
             return f"No: there is no medium {contact.medium!r}; was its package removed?"
         if not contact.enabled:
             return "No: it is switched off."
-        obstacle = notifier.obstacle(contact.address, contact.secret)
+        try:
+            obstacle = notifier.obstacle(contact.address, contact.secret)
+        except Unreadable as error:
+            obstacle = str(error)
         return f"No. {obstacle}" if obstacle else "Yes, as far as can be told without trying."
 
     def save_model(self, request: HttpRequest, obj: Contact, form: ModelForm[Contact], change: bool) -> None:

@@ -11,7 +11,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
 
-from monitoring import recurrence
+from monitoring import concealing, recurrence
 from monitoring.models.alerts import Alert, Severity
 from monitoring.models.service import Service
 from monitoring.recurrence import Window
@@ -27,7 +27,7 @@ class Contact(models.Model):
     name = models.CharField(max_length=60, unique=True, help_text="Who is reached, such as “On-call phone”.")
     medium = models.CharField(max_length=40, default="email")
     address = models.CharField(max_length=500, help_text="An email address, or the URL of a webhook.")
-    secret = models.CharField(max_length=200, blank=True, default="", editable=False)
+    concealed_secret = models.CharField(max_length=1200, blank=True, default="", editable=False)
     enabled = models.BooleanField(default=True)
 
     class Meta:
@@ -35,6 +35,15 @@ class Contact(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def secret(self) -> str:
+        """In plain text. Raises `concealing.Unreadable`."""
+        return concealing.reveal(self.concealed_secret)
+
+    @secret.setter
+    def secret(self, text: str) -> None:
+        self.concealed_secret = concealing.conceal(text)
 
 
 class EscalationStep(models.Model):

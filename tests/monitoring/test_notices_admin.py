@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import time, timedelta
+from typing import Any
 
 import pytest
 from django.apps import apps
@@ -297,3 +298,28 @@ def test_the_list_of_notices_says_how_the_outbox_stands(on_call: Client) -> None
     notifying.decide(now())
     said = on_call.get("/admin/monitoring/notice/").content.decode()
     assert "1 wait, 0 failed and are tried again, 0 were given up in the last day." in said
+
+
+def test_keeps_a_secret_unreadable_and_says_when_it_lost_the_key(on_call: Client, settings: Any) -> None:
+    hook = contact("hook", "webhook", secret=SECRET)
+    hook.address = "https://hooks.example.org/x"
+    hook.save()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT row_to_json(monitoring_contact)::text FROM monitoring_contact")
+        assert SECRET not in cursor.fetchone()[0]
+    former, settings.SECRET_KEY = settings.SECRET_KEY, "another key " * 4
+    settings.SECRET_KEY_FALLBACKS = [former]
+    assert Contact.objects.get().secret == SECRET
+    settings.SECRET_KEY_FALLBACKS = []
+    on_call.force_login(User.objects.get(username="erin"))  # sessions are signed with the key, too
+    page = f"/admin/monitoring/contact/{hook.pk}/change/"
+    assert "SECRET_KEY is another one" in on_call.get(page).content.decode()
+    given = {"name": "hook", "medium": "webhook", "address": hook.address, "enabled": "on"}
+    assert "Set the secret again" in on_call.post(page, given).content.decode()
+    step(hook)
+    firing()
+    notifying.decide(now())
+    notifying.send_due(now())
+    assert "SECRET_KEY is another one" in Notice.objects.get().last_error
+    assert on_call.post(page, {**given, "new_secret": SECRET}).status_code == 302
+    assert Contact.objects.get().secret == SECRET
