@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -126,6 +126,11 @@ class Profile:
             jobs=tuple(job for job in (nightly, weekly) if rng.uniform() < 1 / 3),
             deploys_a_week=float(rng.uniform(0, 5)),
         )
+
+    @property
+    def undisturbed(self) -> Profile:
+        """The same with its rhythm of day and week alone: no jobs, no deploys."""
+        return replace(self, jobs=(), deploys_a_week=0.0)
 
     @property
     def seed(self) -> int:
@@ -533,13 +538,18 @@ def learned(samples: Samples, *, rules: Sequence[Rule] = DEFAULT_RULES) -> dict[
     return {name: deviation.Hours.of(profile) for name, profile in made.items() if profile is not None}
 
 
-def drill(*, seed: int, runs: int, weeks: int, rules: Sequence[Rule] = DEFAULT_RULES) -> Report:
-    """Inject every fault `runs` times and watch `weeks` clean service-weeks. The same seed gives the same report."""
+def drill(
+    *, seed: int, runs: int, weeks: int, rules: Sequence[Rule] = DEFAULT_RULES, is_disturbed: bool = True
+) -> Report:
+    """Inject every fault `runs` times and watch `weeks` clean service-weeks. The same seed gives the same report.
+
+    Without `is_disturbed` the services have no jobs and no deploys.
+    """
     services = 10
     detections: dict[str, list[tuple[float, str]]] = {fault.name: [] for fault in FAULTS}
     for number in range(min(services, runs)):
         rng = np.random.default_rng([seed, 1, number])
-        profile = Profile.drawn(rng)
+        profile = _drawn(rng, is_disturbed)
         # Weeks to learn from, and one in whose course things go wrong.
         past = simulate(profile, rng, first=0, rounds=(LEARNT_WEEKS + 1) * ROUNDS_A_WEEK)
         known = learned(past, rules=rules)
@@ -550,8 +560,14 @@ def drill(*, seed: int, runs: int, weeks: int, rules: Sequence[Rule] = DEFAULT_R
         seed,
         INTERVAL,
         tuple(detection(fault, detections[fault.name]) for fault in FAULTS),
-        _clean(seed, weeks, rules),
+        _clean(seed, weeks, rules, is_disturbed),
+        "simulated services" if is_disturbed else "simulated services without jobs and deploys",
     )
+
+
+def _drawn(rng: np.random.Generator, is_disturbed: bool) -> Profile:
+    profile = Profile.drawn(rng)
+    return profile if is_disturbed else profile.undisturbed
 
 
 def _one_run(
@@ -591,11 +607,11 @@ def detection(fault: Fault, found: Sequence[tuple[float, str]], *, longest: floa
     )
 
 
-def _clean(seed: int, weeks: int, rules: Sequence[Rule]) -> Clean:
+def _clean(seed: int, weeks: int, rules: Sequence[Rule], is_disturbed: bool) -> Clean:
     by_rule: dict[str, int] = {}
     for number in range(weeks):
         rng = np.random.default_rng([seed, 2, number])
-        profile = Profile.drawn(rng)
+        profile = _drawn(rng, is_disturbed)
         whole = simulate(profile, rng, first=0, rounds=(LEARNT_WEEKS + 1) * ROUNDS_A_WEEK)
         last = whole.between((LEARNT_WEEKS - 1) * ROUNDS_A_WEEK, len(whole.at))
         judged = Judge(last, rules, learned(whole, rules=rules))

@@ -122,8 +122,8 @@ def test_prints_the_table_and_fails_where_a_target_is_missed(
             call_command("drill", *arguments, stdout=out)
         assert stopped.value.code == 1
 
-    run("--json", "--runs", "7", "--weeks", "9", "--seed", "3")
-    assert asked == {"runs": 7, "weeks": 9, "seed": 3}
+    run("--json", "--runs", "7", "--weeks", "9", "--seed", "3", "--plain")
+    assert asked == {"runs": 7, "weeks": 9, "seed": 3, "is_disturbed": False}
     told = json.loads(out.getvalue())
     assert told["met"] is met
     assert told["detections"][0]["fault"] == "latency ×2"
@@ -178,3 +178,10 @@ def test_jobs_come_back_and_deploys_are_short() -> None:
     assert 0 < missed.sum() < 25
     in_parts = np.concatenate([replace(PROFILE, deploys_a_week=20.0).slowed(part)[0] for part in np.split(at, 4)])
     assert np.array_equal(in_parts, factor)
+
+
+def test_the_plain_ones_have_no_jobs_and_no_deploys() -> None:
+    drawn = Profile.drawn(np.random.default_rng(5))
+    assert drawn.deploys_a_week > 0
+    assert (drawn.undisturbed.jobs, drawn.undisturbed.deploys_a_week) == ((), 0.0)
+    assert drawn.undisturbed.slowed(MONDAY + 60.0 * np.arange(10_080))[0].max() == 1.0

@@ -27,6 +27,7 @@ class Command(BaseCommand):
         parser.add_argument("--weeks", type=_at_least_one, default=100, help="clean service-weeks to watch (100)")
         parser.add_argument("--runs", type=_at_least_one, help="injections of each fault (100; with --realm 2)")
         parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same numbers (1)")
+        parser.add_argument("--plain", action="store_true", help="services without jobs and deploys, only a rhythm")
         realm = parser.add_argument_group("--realm: a real Realm under load instead of simulated services")
         realm.add_argument("--realm", action="store_true", help="start one, hurt it, remove it; needs the database")
         realm.add_argument("--interval", type=float, default=1.0, help="seconds that stand for an interval (1)")
@@ -40,7 +41,12 @@ class Command(BaseCommand):
             sys.exit(1)
 
     def _simulated(self, options: dict[str, Any]) -> Report:
-        return drilling.drill(seed=options["seed"], runs=options["runs"] or 100, weeks=options["weeks"])
+        return drilling.drill(
+            seed=options["seed"],
+            runs=options["runs"] or 100,
+            weeks=options["weeks"],
+            is_disturbed=not options["plain"],
+        )
 
     def _realm(self, options: dict[str, Any]) -> Report:
         try:
