@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from monitoring.dialects import STARTED_AT
 from monitoring.otlp.exposition import Kind, Point
 from monitoring.prometheus import Labels, Snapshot
 
@@ -185,9 +186,14 @@ def _forget(state: State, forget_seconds: float) -> None:
 
 
 def snapshot(state: State) -> Snapshot:
-    """The streams as the snapshot of a scrape at the newest time that was sent, by the sender's clock."""
+    """The streams as the snapshot of a scrape at the newest time that was sent, by the sender's clock.
+
+    Without when the process began: totals go on over a restart, and would be counted once more as a new one's.
+    """
     values: dict[str, dict[Labels, float]] = {}
     for (name, labels), stream in state.streams.items():
+        if name == STARTED_AT:
+            continue
         if stream.kind != Kind.HISTOGRAM:
             values.setdefault(name, {})[labels] = stream.total[0]
             continue

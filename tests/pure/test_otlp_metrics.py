@@ -228,6 +228,19 @@ def test_a_restart_counts_from_zero_even_when_it_is_higher_again() -> None:
     assert sender.total() == 280
 
 
+def test_a_restart_that_says_when_it_began_counts_nothing_twice() -> None:
+    def began(moment: float, *, at: int) -> dict[str, Any]:
+        points = [{"timeUnixNano": str(at * S), "asDouble": moment}]
+        return {"name": "process.start.time", "unit": "s", "gauge": {"dataPoints": points}}
+
+    sender = Sender()
+    sender.send(requests(observed([1000, 0, 0, 0], at=100, start=1)), began(1.0, at=100), now=100.0)
+    before = streams.snapshot(sender.state)
+    sender.send(requests(observed([7, 0, 0, 0], at=160, start=130)), began(130.0, at=160), now=160.0)
+    did = derive.compare(before, streams.snapshot(sender.state))
+    assert sum(flow.requests for flow in did.flows.values()) == 7
+
+
 def test_delta_adds_up_and_is_counted_once() -> None:
     sender = Sender()
     for start, at, count in ((1, 10, 5), (10, 70, 7), (10, 70, 7), (70, 130, 2)):
