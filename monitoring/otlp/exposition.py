@@ -32,6 +32,7 @@ from monitoring.prometheus import Keep, Labels
 MOST_POINTS = 50_000  # in one export; the rest is refused
 LARGEST_JSON_BYTES = 4 * 1024 * 1024  # protobuf's own reader of JSON takes a second for so much
 MOST_BOUNDS = 500  # of one histogram
+LONGEST_NAME, LONGEST_UNIT = 255, 63  # by OpenTelemetry's specification; names are kept for their next use
 # The bounds at which exponential histograms are folded lie between these powers of two: in seconds 61 µs to 12 days.
 LOWEST, HIGHEST = -14, 20
 FINEST = 1  # two bounds for each power of two
@@ -57,6 +58,7 @@ NOT_EXACT = "An exponential histogram whose zero threshold is too wide to be fol
 UNKNOWN_KIND = "A metric of a kind that is not known"
 TOO_MANY = f"More than {MOST_POINTS:,} points in one export"
 NO_TIME = "A point without a time"
+TOO_LONG = f"A metric whose name has more than {LONGEST_NAME} letters, or its unit more than {LONGEST_UNIT}"
 
 
 class Kind(StrEnum):
@@ -156,6 +158,9 @@ def points(resource: Resource, *, keep: Keep, room: int = MOST_POINTS) -> Batch:
         # Two libraries may count the same under the same labels; an exposition tells them apart like this too.
         told_by = (("otel_scope_name", scope.scope.name),) if scope.scope.name else ()
         for metric in scope.metrics:
+            if len(metric.name) > LONGEST_NAME or len(metric.unit) > LONGEST_UNIT:
+                batch.refused[TOO_LONG] += 1
+                continue
             found = _Reader.of(metric)
             if found is None:
                 batch.refused[UNKNOWN_KIND] += 1
@@ -329,7 +334,7 @@ def _labels(attributes: Any) -> Iterator[tuple[str, str]]:
     """The attributes as labels, sorted. Two that have one name as labels become one, with both values."""
     found: dict[str, str] = {}
     for pair in attributes[:MOST_ATTRIBUTES]:
-        label, text = _label(pair.key), _text(pair.value)
+        label, text = _label(pair.key[:LONGEST_NAME]), _text(pair.value)
         found[label] = f"{found[label]};{text}" if label in found else text
     yield from sorted(found.items())
 

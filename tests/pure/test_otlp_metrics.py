@@ -165,6 +165,14 @@ def test_refuses_what_cannot_be_right(case: str) -> None:
     assert (found.points, dict(found.refused)) == ([], {reason: 1})
 
 
+@pytest.mark.parametrize("too_long", [{"name": "a" * 256}, {"unit": "{" * 64}])
+def test_names_and_units_have_a_length(too_long: dict[str, str]) -> None:
+    kept = exposed_name.cache_info().currsize
+    found = batch({**requests(observed([1, 0, 0, 0], at=100)), **too_long})
+    assert (found.points, found.refused) == ([], {exposition.TOO_LONG: 1})
+    assert exposed_name.cache_info().currsize == kept
+
+
 def test_a_level_without_a_number_has_no_value() -> None:
     memory = {"name": "process.memory.usage", "unit": "By", "gauge": {"dataPoints": [value("NaN", at=9)]}}
     (point,) = batch(memory).points
