@@ -1,5 +1,7 @@
 """Pages get rows of their own, so that they repeat and escalate as alerts do; what was given up is found quickly."""
 
+from datetime import timedelta
+
 import django.db.models.deletion
 import django.utils.timezone
 from django.conf import settings
@@ -8,7 +10,12 @@ from django.utils.timezone import now
 
 
 def gather_pages(apps, schema_editor):
-    """One page for the messages that share a key. It is over unless somebody was still to be told."""
+    """One page for the messages that share a key. It is over unless somebody was still to be told.
+
+    And has been for so long (see notifying.FORGET_RESOLVED) that nobody is told of its end now: there would be a message
+    to everybody who was ever told of any page.
+    """
+    over_since = now() - timedelta(days=8)
     Notice = apps.get_model("monitoring", "Notice")
     Page = apps.get_model("monitoring", "Page")
     for notice in Notice.objects.exclude(page_key="").exclude(service=None).order_by("created_at", "pk"):
@@ -22,7 +29,7 @@ def gather_pages(apps, schema_editor):
                 "title": notice.title.partition(": ")[2] or notice.title,
                 "body": notice.message.get("body", ""),
                 "opened_at": notice.created_at,
-                "ended_at": None if is_open else now(),
+                "ended_at": None if is_open else min(notice.created_at, over_since),
                 "because": "" if is_open else "It was told by an earlier version.",
             },
         )
