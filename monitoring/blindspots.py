@@ -117,7 +117,7 @@ def _served(service: Service, path: str) -> str:
     It is asked without credentials: those of the manifest are for its numbers.
     """
     metrics = service.parsed.metrics
-    targets = Target.objects.serving().filter(service=service).order_by("-release", "pk")
+    targets = Target.objects.serving().asked().filter(service=service).order_by("-release", "pk")
     found = [target.url for target in targets if not metrics.asks(target.url)]
     if not found:
         raise ScrapeFailed("No target of the service runs, so nobody can be asked for its OpenAPI document.")

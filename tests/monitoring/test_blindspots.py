@@ -16,7 +16,7 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.test import Client
 
-from monitoring import blindspots, reading, registry, storing
+from monitoring import blindspots, pushing, reading, registry, storing
 from monitoring.covering import State
 from monitoring.derive import Reading
 from monitoring.models import RouteMap, Service
@@ -197,6 +197,9 @@ def test_asks_the_running_service_for_its_document_now_and_then(
     service = registry.register("shop", str(folder), environment={"T": "t0p"}, actor=None)
     found = blindspots.map_routes(service, at=T0)
     assert "No target of the service runs" in found.problem
+
+    pushing.watch(service)
+    assert "No target of the service runs" in blindspots.map_routes(service, at=T0).problem
 
     TargetFactory(service=service, url=f"{shop}/metrics")
     assert "not an approved host" in blindspots.map_routes(service, at=T0).problem
