@@ -177,7 +177,7 @@ class Sent:
 
     pairs: list[tuple[prometheus.Snapshot | None, prometheus.Snapshot]] = field(default_factory=list)
     rows: list[PushedProcess] = field(default_factory=list)  # with what is to be remembered
-    gone: list[int] = field(default_factory=list)
+    gone: list[PushedProcess] = field(default_factory=list)
     overdue_seconds: float = 0.0
     reason: str = ""
 
@@ -198,7 +198,7 @@ def _of_target(rows: list[PushedProcess], at: datetime) -> Sent:
         last = max(row.received_at for row in rows)
         sent.reason = f"It sent nothing since {last:%Y-%m-%d %H:%M:%S} UTC."
         return sent
-    sent.gone = [row.pk for row in rows if ages[row.pk] > FORGOTTEN_SECONDS + _silent_seconds(row.gap_seconds)]
+    sent.gone = [row for row in rows if ages[row.pk] > FORGOTTEN_SECONDS + _silent_seconds(row.gap_seconds)]
     states = [(row, _state(row)) for row in alive]
     if any(state.is_contested(at.timestamp()) for _, state in states):
         sent.reason = "Several processes send as one: give each its own service.instance.id."
@@ -231,5 +231,6 @@ def remember(sent: Iterable[Sent], *, at: datetime) -> set[int]:
             mine = PushedProcess.objects.filter(pk=row.pk, read_at=row.read_at)
             if not mine.update(newest=row.newest, before=row.before, read_at=at):
                 overtaken.add(row.target_id)
-        PushedProcess.objects.filter(pk__in=one.gone).delete()
+        for row in one.gone:  # unless it has just sent again
+            PushedProcess.objects.filter(pk=row.pk, received_at=row.received_at).delete()
     return overtaken

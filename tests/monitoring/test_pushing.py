@@ -198,6 +198,20 @@ def test_a_process_that_another_follows_is_forgotten(
     assert PushedProcess.objects.count() == 1
 
 
+def test_a_process_that_comes_back_while_a_round_forgets_it_is_kept(
+    client: Client, clock: list[datetime], realm: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pushing, "FORGOTTEN_SECONDS", 60.0)
+    old, new = Sender(client, clock, "old"), Sender(client, clock, "new")
+    old.send(10, at=T0)
+    later = T0 + 10 * INTERVAL
+    new.send(10, at=later)
+    (read,) = pushing.read(Target.objects.all(), at=later).values()
+    old.send(20, at=later)
+    pushing.remember([read], at=later)
+    assert PushedProcess.objects.count() == 2
+
+
 def test_what_several_processes_send_as_one_is_not_believed(
     client: Client, clock: list[datetime], realm: Service
 ) -> None:
