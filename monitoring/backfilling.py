@@ -52,7 +52,10 @@ class Run:
 
 
 def note_pauses(targets: Iterable[Target], manifests: Mapping[int, Manifest], at: datetime) -> int:
-    """Note for each target, as it was before the round `at` measured it, when no round did. Returns how many."""
+    """Note for each target, as it was before the round `at` measured it, when no round did. Returns how many.
+
+    In a transaction that holds the targets: one that was removed while it was asked has no pause.
+    """
     longest = timedelta(seconds=PAUSE * float(settings.METRICS_COLLECTION_INTERVAL))
     rows = []
     for target in targets:
@@ -60,7 +63,10 @@ def note_pauses(targets: Iterable[Target], manifests: Mapping[int, Manifest], at
         if last is not None and at - last > longest and metrics.history_days:
             since = max(last, at - timedelta(days=metrics.history_days))
             rows.append(Backfill(target=target, since=since, until=at, asked_at=at))
-    return len(Backfill.objects.bulk_create(rows))
+    if not rows:
+        return 0
+    alive = set(Target.objects.filter(pk__in=[row.target_id for row in rows]).values_list("pk", flat=True))
+    return len(Backfill.objects.bulk_create([row for row in rows if row.target_id in alive]))
 
 
 def run(at: datetime, *, seconds: float = RUN_SECONDS) -> Run | None:

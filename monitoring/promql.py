@@ -235,7 +235,7 @@ def _rows(data: Any, grid: Grid) -> list[tuple[dict[str, str], Numbers]]:
         if len(data["result"]) > MOST_SERIES:
             raise ScrapeFailed(f"There are more than {MOST_SERIES:,} series. Narrow metrics.selector.")
         return [(_texts(row["metric"]), _on(grid, row["values"])) for row in data["result"]]
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ScrapeFailed(f"It answered with something else than was asked for: {type(error).__name__}.") from error
 
 

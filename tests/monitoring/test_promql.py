@@ -155,6 +155,7 @@ MATRIX = b'{"status":"success","data":{"resultType":"matrix","result":[{"metric"
             "something else",
         ),
         ([("", (200, MATRIX % b'[[1000, "high"]]'))], "something else"),
+        ([("", (200, MATRIX % b'[[%s, "1"]]' % (b"9" * 400)))], "something else"),  # more than a float can be
         ([("", (401, b"who are you?"))], "wants credentials .status 401.*bearer_token_env"),
         ([("", (200, b'{"status":"success"}'))], "something else"),
     ],
@@ -421,6 +422,16 @@ def test_a_pause_is_filled_where_the_series_are_and_stays_a_gap_elsewhere(promet
     assert [when for when, _ in all_rows(scraped.service, since=begin - 200, until=end)["up", "{}"]] == [
         begin - 120, begin - 60, begin, end
     ]  # fmt: skip
+
+
+@pytest.mark.django_db
+def test_a_target_that_is_removed_while_it_is_asked_has_no_pause() -> None:
+    target = watched("http://127.0.0.1:9")
+    target.last_scraped_at = moment(UNTIL)
+    manifests = {target.service.pk: target.service.parsed}
+    assert backfilling.note_pauses([target], manifests, moment(UNTIL + 600)) == 1
+    Target.objects.all().delete()
+    assert backfilling.note_pauses([target], manifests, moment(UNTIL + 600)) == 0
 
 
 @pytest.mark.django_db
