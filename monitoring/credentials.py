@@ -10,7 +10,7 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from monitoring.manifest import Metrics
+from monitoring.manifest import Metrics, can_be_sent
 
 # A variable registered as METRICS__NAME stands for NAME here, and the service's own code never gets it.
 METRICS = "METRICS__"
@@ -49,10 +49,10 @@ def of(metrics: Metrics, environment: Mapping[str, str]) -> Access:
                 f"metrics.{setting} names the variable {name}, which the service's environment does not have. Give it "
                 f"with `manage.py register … --env {METRICS}{name}=…`."
             )
-        if not (value.isascii() and value.isprintable()):
+        if not can_be_sent(value):
             raise MissingCredentials(
-                f"The variable {name}, which metrics.{setting} names, holds what a header can't: several lines, or "
-                "letters that are not ASCII. Register it again."
+                f"The variable {name}, which metrics.{setting} names, holds what a header can't: several lines, spaces "
+                "around it, or letters that are not ASCII. Register it again."
             )
         secrets.append(value)
         return value

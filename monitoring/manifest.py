@@ -149,10 +149,17 @@ def _is_a_header(name: str) -> str:
     return name
 
 
+def can_be_sent(value: str) -> bool:
+    """Whether a header can hold it. With spaces around it the client refuses, and quotes it where it says so."""
+    return value.isascii() and value.isprintable() and value == value.strip()
+
+
 def _is_a_header_value(value: str) -> str:
-    if not (value.isascii() and value.isprintable()):
+    if not can_be_sent(value):
         raise PydanticCustomError(
-            "header", "a header can't hold this value", {"fix": "use printable ASCII on one line"}
+            "header",
+            "a header can't hold this value",
+            {"fix": "use printable ASCII without spaces around it"},
         )
     return value
 
@@ -249,6 +256,12 @@ class Metrics(_Table):
                 "access",
                 "it says in two ways, or by half, who asks",
                 {"fix": "name bearer_token_env alone, or username together with password_env"},
+            )
+        if self.push and self.promql:
+            raise PydanticCustomError(
+                "access",
+                "it says both that the service sends its metrics and that a PromQL API has them",
+                {"fix": "keep push or promql, not both: everything would be counted twice"},
             )
         if self.username and ":" in self.username:
             raise PydanticCustomError("access", "a username can't hold a colon", {"fix": "choose another one"})

@@ -51,6 +51,7 @@ def test_nothing_named_is_nothing_sent() -> None:
         ({"PROM_TOKEN": ""}, "does not have"),
         ({"PROM_TOKEN": f"{TOKEN}\r\nX-Evil: 1"}, "PROM_TOKEN.*several lines"),
         ({"PROM_TOKEN": f"{TOKEN}é"}, "not ASCII"),
+        ({"PROM_TOKEN": f"{TOKEN}\\ "}, "spaces around it"),
     ],
 )
 def test_a_missing_or_unusable_variable_is_said_so_without_its_value(environment: dict[str, str], says: str) -> None:
@@ -70,6 +71,7 @@ def test_a_missing_or_unusable_variable_is_said_so_without_its_value(environment
         (f'headers = {{Cookie = "{TOKEN}"}}', "not a header"),
         ('headers = {X-Tenant = "a\\nb"}', "can't hold this value"),
         (f'headers_env = {{X-Api-Key = "{TOKEN}"}}', "not the name of an environment variable"),
+        ('push = true\npromql = "http://127.0.0.1:9090"', "keep push or promql, not both"),
         ("history_days = 400", "history_days"),
     ],
 )
