@@ -143,6 +143,8 @@ def _manifest(service: Service) -> Manifest | None:
 def _fill_piece(row: Backfill, manifest: Manifest, at: datetime) -> int | None:
     """Fill the newest piece of `row`. How many samples are new; None when it failed, or when somebody else did it."""
     service = row.target.service
+    # Before anything can go wrong: what raises must not be the first again in every run to come.
+    Backfill.objects.filter(pk=row.pk).update(tried_at=at)
     grid, begin = _piece(row, float(settings.METRICS_COLLECTION_INTERVAL))
     try:
         found = _ask(service, manifest, grid) if grid else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 from django.contrib.auth.models import User
+from django.db import DatabaseError
 from django.test import Client
 
 from approvals.models import AuditEntry
@@ -478,6 +480,26 @@ def test_a_piece_that_fails_is_tried_again_and_smaller(prometheus: str, caplog: 
     row.refresh_from_db()
     assert (row.points, row.problem) == (240, "")
     assert f"known back to {moment(UNTIL - 3 * 3600):%Y-%m-%d %H:%M} UTC" in backfilling.told(target.service)
+
+
+@pytest.mark.django_db
+def test_a_past_that_breaks_a_run_keeps_no_other_waiting(prometheus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = watched(prometheus, "history_days = 1")
+    other = TargetFactory(service=ServiceFactory(manifest=broken.service.manifest), url=prometheus)
+    Target.objects.update(last_scraped_at=moment(UNTIL))
+    store_past = storing.store_past
+
+    def breaks(service: Service, found: Any) -> int:
+        if service == broken.service:
+            raise DatabaseError("it can't be stored")
+        return store_past(service, found)
+
+    monkeypatch.setattr(storing, "store_past", breaks)
+    with pytest.raises(DatabaseError):
+        backfilling.run(moment(UNTIL), seconds=0.5)
+    with contextlib.suppress(DatabaseError):
+        backfilling.run(moment(UNTIL + 60), seconds=60.0)
+    assert Backfill.objects.get(target=other).is_done
 
 
 @pytest.mark.django_db
