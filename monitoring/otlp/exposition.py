@@ -30,6 +30,7 @@ from monitoring.otlp.decoding import LONGEST_VALUE, MOST_ATTRIBUTES, PROTOBUF, B
 from monitoring.prometheus import Keep, Labels
 
 MOST_POINTS = 50_000  # in one export; the rest is refused
+MOST_RESOURCES = 1000  # in one export: each is a transaction of its own
 LARGEST_JSON_BYTES = 4 * 1024 * 1024  # protobuf's own reader of JSON takes a second for so much
 MOST_BOUNDS = 500  # of one histogram
 LONGEST_NAME, LONGEST_UNIT = 255, 63  # by OpenTelemetry's specification; names are kept for their next use
@@ -127,6 +128,8 @@ def resources(body: bytes, *, content_type: str) -> list[Resource]:
             raise BadExport("The body is not the protobuf message that this address takes.") from error
     else:
         request = _from_json(body)
+    if len(request.resource_metrics) > MOST_RESOURCES:
+        raise TooLarge(f"An export may have {MOST_RESOURCES:,} resources.")
     found = []
     for metrics in request.resource_metrics:
         said = {

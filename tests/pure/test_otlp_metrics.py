@@ -185,6 +185,14 @@ def test_what_is_no_export_is_refused(body: bytes) -> None:
         exposition.resources(body, content_type=JSON)
 
 
+def test_so_many_resources_are_taken_at_once() -> None:
+    content = {"resourceMetrics": [{}] * exposition.MOST_RESOURCES}
+    assert len(exposition.resources(as_protobuf(content), content_type=PROTOBUF)) == exposition.MOST_RESOURCES
+    content["resourceMetrics"].append({})
+    with pytest.raises(TooLarge, match="resources"):
+        exposition.resources(as_protobuf(content), content_type=PROTOBUF)
+
+
 def test_large_json_is_refused() -> None:
     with pytest.raises(TooLarge):
         exposition.resources(b" " * (exposition.LARGEST_JSON_BYTES + 1), content_type=JSON)
