@@ -91,7 +91,8 @@ def collect(
             continue
         dialect = manifest.metrics.spoken
         if isinstance(numbers, Sent):
-            parts = [derive.compare(*pair, dialect=dialect, longest_seconds=longest) for pair in numbers.pairs]
+            apart = max(longest, pushing.LONGEST_APART_SECONDS)
+            parts = [derive.compare(*pair, dialect=dialect, longest_seconds=apart) for pair in numbers.pairs]
             if parts:
                 did[target.pk] = derive.merge(parts)
             continue

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 MOST_PROCESSES = 50  # of one release that send at a time
 LONGEST_GAP_SECONDS = 300.0  # who sends less often is not waited for
+LONGEST_APART_SECONDS = 1.1 * LONGEST_GAP_SECONDS  # of two exports that are compared: they come a little late
 HOLDS_GAPS = 2  # exports: for so long the newest numbers hold on
 SILENT_GAPS = 3  # intervals or exports, whichever are longer: after so long it is down
 FORGOTTEN_SECONDS = 900.0

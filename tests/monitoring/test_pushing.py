@@ -146,6 +146,17 @@ def test_two_exports_in_one_interval_and_none_in_the_next(
     assert in_round(realm, "requests_per_second", T0 + 5 * INTERVAL) == [1.25, 1.25]
 
 
+def test_who_sends_every_five_minutes_may_be_a_little_late(
+    client: Client, clock: list[datetime], realm: Service
+) -> None:
+    sender, later = Sender(client, clock), T0 + timedelta(seconds=302)
+    sender.send(100, at=T0)
+    rounds.run(T0, source=NOTHING)
+    sender.send(402, at=later)
+    rounds.run(later, source=NOTHING)
+    assert in_round(realm, "requests_per_second", later) == [1.0, 1.0], "of the route and of all"
+
+
 def test_a_restart_loses_nothing(client: Client, clock: list[datetime], realm: Service) -> None:
     sender = Sender(client, clock)
     sender.send(100, at=T0)
