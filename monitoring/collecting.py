@@ -270,8 +270,15 @@ def _all(
         enough = max(turns * longest_seconds + 1.0, 0.9 * float(settings.METRICS_COLLECTION_INTERVAL))
         wait(asked.values(), timeout=enough)
         for pk, future in asked.items():
-            given_up = _Answer(None, longest_seconds, f"It did not answer within {longest_seconds:g} s.")
-            answers[pk] = future.result() if future.done() else given_up
+            if not future.done():
+                answers[pk] = _Answer(None, longest_seconds, f"It did not answer within {longest_seconds:g} s.")
+            elif bug := future.exception():  # of ours, about one target: the others are measured all the same
+                log.error("Target %s could not be read", pk, exc_info=bug)
+                answers[pk] = _Answer(
+                    None, 0.0, f"Its answer could not be read ({type(bug).__name__}); the log has more."
+                )
+            else:
+                answers[pk] = future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return answers

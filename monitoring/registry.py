@@ -196,6 +196,10 @@ def _save(
         merged = {**service.environment, **environment}
         became["environment"] = sorted(merged)
         if was != became or merged != service.environment or service.archived_at or service.is_self != is_self:
+            # Left active it would be scraped as the service itself, with the service's credentials.
+            asked = (service.manifest.get("metrics") or {}).get("promql")
+            if asked and asked != found.metrics.promql:
+                Target.objects.filter(service=service, url=asked).update(active=False)
             service.repository, service.branch, service.manifest = repository, branch, content
             service.environment, service.is_self, service.archived_at = merged, is_self, None
             service.save()

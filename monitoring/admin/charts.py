@@ -25,7 +25,8 @@ RANGES: tuple[tuple[str, int, int | None], ...] = (
     ("28 days", 672, 3600),
 )
 BEFORE_ALERT, AFTER_ALERT = timedelta(hours=1), timedelta(minutes=15)
-LONGEST_IN_SAMPLES = timedelta(hours=6)
+# What is longer is drawn in steps of so many seconds.
+STEPS = ((timedelta(days=3), 3600), (timedelta(hours=6), 300))
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ def of_alert(alert: Alert, until: datetime) -> SafeString | str:
         return "Its rule is gone, and with it which signal it was about."
     until = min(until, alert.resolved_at + AFTER_ALERT) if alert.resolved_at else until
     since = alert.opened_at - BEFORE_ALERT
-    long = until - since > LONGEST_IN_SAMPLES
+    step = next((seconds for span, seconds in STEPS if until - since > span), None)
     happened = ((alert.opened_at, "opened"), (alert.fired_at, "fires"), (alert.resolved_at, "resolved"))
     marks = tuple((when.timestamp(), text) for when, text in happened if when)
-    chart = _drawn(alert.service, alert.rule.signal, alert.labels, since, until, 300 if long else None, marks)
+    chart = _drawn(alert.service, alert.rule.signal, alert.labels, since, until, step, marks)
     return shown([Captioned(named(alert.rule.signal).capitalize(), chart)])
 
 

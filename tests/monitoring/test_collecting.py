@@ -316,6 +316,24 @@ def test_what_a_scrape_took_and_whether_it_came_late_is_recorded(monkeypatch: py
 
 
 @pytest.mark.django_db(transaction=True)
+def test_a_bug_in_reading_one_answer_costs_that_target_alone(caplog: pytest.LogCaptureFixture) -> None:
+    good, bad = TargetFactory(), TargetFactory()
+
+    class Broken(MemorySource):
+        def read(self, url: str, **more: Any) -> Any:
+            if url == bad.url:
+                raise ZeroDivisionError
+            return super().read(url, **more)
+
+    collected = collect(T0, source=Broken({good.url: exposition(requests=1), bad.url: ""}))
+    assert collected is not None
+    assert list(collected.failed) == [bad.pk]
+    assert "ZeroDivisionError" in collected.failed[bad.pk]
+    assert "could not be read" in caplog.text
+    good.refresh_from_db()
+    assert good.last_scraped_at == T0
+
+
 def test_a_target_that_hangs_costs_its_own_timeout_and_nobody_elses() -> None:
     """A real one: it takes the connection and says nothing. Twenty of them, and one that answers."""
     manifest = parse(MANIFEST + "[metrics]\ntimeout_seconds = 0.3\n").model_dump(mode="json")

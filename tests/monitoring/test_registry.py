@@ -70,6 +70,16 @@ def test_registering_again_refreshes_and_keeps_the_environment(tmp_path: Path) -
     assert AuditEntry.objects.filter(action__startswith="service.").count() == 2, "nothing changed the third time"
 
 
+def test_a_prometheus_that_the_manifest_names_no_more_is_asked_no_more(tmp_path: Path) -> None:
+    folder = repository(tmp_path / "realm", MANIFEST + '[metrics]\npromql = "http://127.0.0.1:9/prometheus"\n')
+    service = register(None, str(folder), environment={}, actor=None)
+    assert list(Target.objects.active().values_list("url", flat=True)) == ["http://127.0.0.1:9/prometheus"]
+    (folder / "runerogue.toml").write_text(MANIFEST)
+    commit(folder, "second")
+    refresh(service)
+    assert not Target.objects.active().exists()
+
+
 def test_another_repository_under_the_same_name_is_refused(tmp_path: Path) -> None:
     register(None, str(repository(tmp_path / "one")), environment={}, actor=None)
     with pytest.raises(CannotRegister, match="Choose another name"):
