@@ -77,11 +77,11 @@ def test_the_gate_compares_with_the_branch_and_answers_the_same_again():
 def test_commands_report_and_gate(tmp_path, capsys):
     service = ServiceFactory(name="realm")
     (tmp_path / "junit.xml").write_bytes(JUNIT % b"a")
-    call_command("report", "realm", str(tmp_path / "junit.xml"), "--commit", COMMIT)
+    call_command("report", "realm", "--commit", COMMIT, str(tmp_path / "junit.xml"))
     assert "test_success_ratio 1" in capsys.readouterr().out
     (tmp_path / "now.xml").write_bytes(b'<testsuite><testcase classname="t" name="a"><failure/></testcase></testsuite>')
     with pytest.raises(SystemExit) as ended:
-        call_command("ci-gate", "realm", f"junit={tmp_path / 'now.xml'}", "--commit", "c" * 40, "--json")
+        call_command("ci-gate", "realm", "--commit", "c" * 40, "--json", f"junit={tmp_path / 'now.xml'}")
     assert ended.value.code == 1
     assert json.loads(capsys.readouterr().out)["verdict"] == "fail"
     with pytest.raises(CommandError, match="No such file"):

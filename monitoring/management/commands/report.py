@@ -15,6 +15,8 @@ from monitoring.models import Service
 
 def add_report_arguments(parser: ArgumentParser) -> None:
     """What `report` and `ci-gate` have in common."""
+    # Left alone, argparse takes the files to be none as soon as an option comes before them.
+    parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign]
     parser.add_argument("service", help="the service's name")
     parser.add_argument(
         "files", nargs="*", metavar="[KIND=]FILE", help=f"reports; kinds, when not seen: {', '.join(reports.READERS)}"
