@@ -52,6 +52,14 @@ class BuildReports(Fields):
     ruff = Report(required=False, help_text="ruff check --output-format json")
     benchmark = Report(required=False, help_text="name → a number, or a list of the same measurement repeated")
 
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """A report under a name that nobody reads would be a build that nobody judged."""
+        unknown = sorted(set(self.initial_data) - set(self.fields))
+        if unknown:
+            known = ", ".join(self.fields)
+            raise serializers.ValidationError(dict.fromkeys(unknown, f"There is no such field. Known: {known}."))
+        return attrs
+
 
 class GateAsked(BuildReports):
     tolerance = serializers.FloatField(

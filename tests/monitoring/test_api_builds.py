@@ -57,6 +57,7 @@ def test_takes_json_too(client, service, bob):
         ({"commit": "HEAD"}, 400, "/commit"),
         ({"junit": "nonsense"}, 400, "neither XML nor JSON"),
         ({"tolerance": 7}, 400, "/tolerance"),
+        ({"reports": "nonsense"}, 400, "/reports: There is no such field. Known: service"),
     ],
 )
 def test_refuses_with_a_reason(client, service, bob, change, status, says):
