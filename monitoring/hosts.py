@@ -88,6 +88,11 @@ def request(
     return row
 
 
+def waiting_within(row: ExternalService) -> list[ExternalService]:
+    """The requests that approving `row` answers too: the same address without private ones."""
+    return list(ExternalService.objects.waiting().filter(host=row.host, port=row.port, allows_private=False))
+
+
 def approve(row: ExternalService, *, actor: User | None, because: str) -> ExternalService:
     """Let the host be reached. `actor` None is somebody at the machine's own command line.
 

@@ -178,6 +178,13 @@ def test_the_command_line_approves_and_is_audited() -> None:
         call_command("approve_host", "no host", because="x", stdout=io.StringIO())
 
 
+def test_approving_private_addresses_leaves_no_request_behind(tmp_path: Path) -> None:
+    call_command("register", str(repository(tmp_path / "realm")), metrics_url="http://10.0.0.7:9100/metrics")
+    assert ExternalService.objects.waiting().count() == 1
+    call_command("approve_host", "10.0.0.7:9100", because="Ours.", private=True)
+    assert not ExternalService.objects.waiting()
+
+
 def test_the_client_says_what_to_do_about_a_host_that_waits() -> None:
     asked_for()
     with open_client(timeout_seconds=1) as client, pytest.raises(Refused, match="not an approved host"):

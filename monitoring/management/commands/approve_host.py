@@ -28,7 +28,8 @@ class Command(BaseCommand):
                 because=options["because"],
                 allows_private=options["private"],
             )
-            hosts.approve(row, actor=None, because=options["because"])
+            for one in [row, *hosts.waiting_within(row)]:
+                hosts.approve(one, actor=None, because=options["because"])
         except (ValueError, hosts.NotAllowed) as error:
             raise CommandError(str(error)) from error
         self.stdout.write(f"{row} may be reached" + (", at private addresses too." if row.allows_private else "."))
