@@ -17,6 +17,7 @@ from django.core.exceptions import ValidationError as ModelError
 from django.db import OperationalError, connection, transaction
 from django.http import Http404, HttpRequest, HttpResponseBase, JsonResponse, UnreadablePostError
 from django.utils.cache import patch_cache_control
+from django.views.decorators.csrf import csrf_exempt
 from rest_framework import exceptions, generics
 from rest_framework.authentication import BaseAuthentication, SessionAuthentication
 from rest_framework.pagination import CursorPagination
@@ -80,6 +81,8 @@ def explain(error: Exception, context: Mapping[str, Any]) -> Response:
             error = TooLarge()
         case UnreadablePostError() if bodies.was_late(error):
             error = TooSlow()
+        case exceptions.NotAuthenticated():
+            error.detail = exceptions.ErrorDetail("Send a token (Authorization: Bearer rr_…), or sign in.")
         case ModelError():
             error = exceptions.ValidationError(error.messages)
         case exceptions.APIException():
@@ -138,6 +141,7 @@ def _mistakes(detail: Any, pointer: str = "") -> Any:
         yield {"pointer": pointer, "detail": str(detail)}
 
 
+@csrf_exempt  # a POST gets the same answer, and not a page about cookies
 def unknown_address(request: HttpRequest) -> JsonResponse:
     """What is under /api/v1/ and no route takes."""
     detail = f"There is no {request.path[:200]}. /api/v1/openapi.json lists what there is."

@@ -190,8 +190,9 @@ def test_limits_count_by_the_minute_and_never_without_valkey(settings: Any) -> N
 
 
 @pytest.mark.parametrize("path", ["/api/v1/nothing", "/api/", "/api/v2/services"])
-def test_an_unknown_address_is_a_problem(client: Client, path: str) -> None:
-    answer = client.get(path)
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_an_unknown_address_is_a_problem(path: str, method: str) -> None:
+    answer = getattr(Client(enforce_csrf_checks=True), method)(path)
     assert (answer.status_code, answer.headers["Content-Type"]) == (404, "application/problem+json")
 
 
