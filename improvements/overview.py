@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from dataclasses import dataclass
 
 from django.contrib.auth.models import User
@@ -94,7 +95,7 @@ def _services() -> list[ServiceLine]:
 def _line(service: Service, newest: HealthScore | None) -> ServiceLine:
     if newest is None:
         return ServiceLine(service, "not measured yet", CSS[Status.UNKNOWN], "", "", None)
-    health = newest.status if newest.score is None else f"{newest.status} ({newest.score:.0f})"
+    health = newest.status if newest.score is None else f"{newest.status} ({math.floor(newest.score)})"
     parts = (
         f"{name} {'unknown' if part['score'] is None else format(part['score'], '.0f')}"
         for name, part in newest.parts.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,8 @@ class Audited:
 
 
 def score_in_words(score: float | None, status: str) -> str:
-    return f"{status} ({score:.0f})" if score is not None else status
+    """Rounded down: 79.7 is degraded, and "degraded (80)" would contradict that healthy begins at 80."""
+    return f"{status} ({math.floor(score)})" if score is not None else status
 
 
 def labels_in_words(labels: dict[str, str]) -> str:

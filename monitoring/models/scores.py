@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Any
 
@@ -37,7 +38,7 @@ class HealthScore(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.service}: {self.status}" + ("" if self.score is None else f" ({self.score:.0f})")
+        return f"{self.service}: {self.status}" + ("" if self.score is None else f" ({math.floor(self.score)})")
 
     @property
     def parts(self) -> dict[str, dict[str, Any]]:
