@@ -334,11 +334,11 @@ def _burn_rate(rule: Rule, facts: Facts) -> Judgement:
         least_bad=rule.minimum_bad,
     )
     if found is None:
-        return Judgement(False, limit=f"the error budget of {facts.objective:.3%} lasts")
+        return Judgement(False, limit=f"the error budget of {facts.objective * 100:.6g}% lasts")
     longer, shorter = hours_in_words(found.window.long_seconds), hours_in_words(found.window.short_seconds)
     limit = (
         f"{found.bad:,.0f} of {found.requests:,.0f} requests in {longer}: {found.long:.1f} times the pace that the "
-        f"objective of {facts.objective:.3%} allows ({found.short:.1f} in {shorter}), "
+        f"objective of {facts.objective * 100:.6g}% allows ({found.short:.1f} in {shorter}), "
         f"the limit is {found.window.factor:g} times"
     )
     # Two windows that agree are the confirmation.

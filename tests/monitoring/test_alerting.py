@@ -289,7 +289,7 @@ def test_an_error_budget_that_burns_fires_with_its_numbers() -> None:
     moved = play(service, "error_ratio", *[0.0] * 10, *[0.04] * 6)
     assert moved is not None
     assert moved.state == "firing"
-    assert "times the pace that the objective of 99.900% allows" in moved.message
+    assert "times the pace that the objective of 99.9% allows" in moved.message
     # The service's own objective decides.
     lax = ServiceFactory()
     lax.manifest = {**lax.manifest, "slo": {"availability": 0.95}}
