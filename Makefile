@@ -13,8 +13,8 @@ BIN := .venv/bin
 export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export VIRTUAL_ENV :=
-# How many processes run the tests.
-WORKERS ?= 2
+# How many processes run the tests: one more than two cores, because the stories on real engines wait for much of their time.
+WORKERS ?= 3
 # Checks that start nothing still load the settings, which want a key.
 KEY := $(if $(SECRET_KEY),$(SECRET_KEY),not-a-secret-only-for-checks-that-start-nothing-0123456789)
 

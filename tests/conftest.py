@@ -21,9 +21,10 @@ from tests import engines as test_engines
 pytest_plugins = ["tests.people"]
 
 PRIVATE = "RUNEROGUE_TEST_HOME"  # the home of this run's own engines; workers inherit it
-PURE = Path(__file__).parent / "pure"
+PURE, FLOWS = Path(__file__).parent / "pure", Path(__file__).parent / "flows"
 
 _owner: subprocess.Popen[bytes] | None = None
+_stands_back = False
 
 
 def _name_engines() -> None:
@@ -102,8 +103,15 @@ def _engines_unless_pure(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("engines")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Where several workers share the cores, the stories go first: they are the longest, and measure latencies."""
+    global _stands_back
+    if not _stands_back and "PYTEST_XDIST_WORKER" in os.environ and FLOWS not in item.path.parents:
+        os.nice(5)
+        _stands_back = True
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long stories begin first, so that no worker is left alone with one at the end."""
-    flows = Path(__file__).parent / "flows"
-    items.sort(key=lambda item: (flows not in item.path.parents, item.get_closest_marker("slow") is None))
+    items.sort(key=lambda item: (FLOWS not in item.path.parents, item.get_closest_marker("slow") is None))
