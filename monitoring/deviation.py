@@ -49,17 +49,17 @@ class Together:
 # first or second interval, one and a half times in a few. The more intervals, the stricter: what is usual is itself
 # only known to a tenth or so, and that adds up. Chosen on 150 simulated weeks; `manage.py drill` measures on others.
 LIMITS = (
-    Together(1, 4.8),
+    Together(1, 4.7),
     Together(2, 4.25),
-    Together(3, 4.4),
-    Together(4, 4.55),
-    Together(5, 4.7),
-    Together(6, 4.85),
-    Together(8, 5.15),
-    Together(10, 5.45),
+    Together(3, 4.37),
+    Together(4, 4.49),
+    Together(5, 4.61),
+    Together(6, 4.73),
+    Together(8, 4.97),
+    Together(10, 5.21),
 )
 LONGEST = max(limit.intervals for limit in LIMITS)
-LEAST_TOGETHER = 1.35  # several intervals are an incident only when they are slower by a third on average
+LEAST_TOGETHER = 1.4  # several intervals are an incident only when they are slower by two fifths on average
 LEAST_Z = 1.0  # below it the newest interval is none; nor does one count for more that does not count by itself
 HELD_Z = 2.8  # above it an interval is held to be off, though it does not fire alone
 CALM_Z = 1.5
