@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -359,4 +360,5 @@ def alert_row(alert: Alert) -> dict[str, Any]:
 
 
 def rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 1)
+    """To a tenth, downwards: 79.96 is degraded, and 80.0 would contradict that healthy begins at 80."""
+    return None if value is None else math.floor(10 * value + 1e-6) / 10

@@ -273,7 +273,8 @@ def test_finds_and_repairs_the_player_list_of_realm(tmp_path: Path, engines: Non
     environment = {
         "DATABASE_URL": os.environ["DATABASE_URL"],
         "SECRET_KEY": "only for this test, but long enough to be one",
-        "TEST_DATABASE_SUFFIX": re.sub(r"\W", "", os.environ.get("PYTEST_XDIST_WORKER", "one")),
+        # Not the worker's name alone: pytest-django calls this worker's own database so.
+        "TEST_DATABASE_SUFFIX": re.sub(r"\W", "", "realm" + os.environ.get("PYTEST_XDIST_WORKER", "")),
     }
     found = nplusone.find(realm, "pytest -q --junitxml={report}", environment)
     assert {(one.route, one.relation) for one in found} == {("player-list", "guild"), ("player-list", "inventory")}

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import pytest
 
-from monitoring import baselines
+from monitoring import baselines, reporting
 from monitoring.derive import Reading
 from monitoring.models import Baseline, BaselineSeries, HealthScore, Service
 from monitoring.scoring import HOST_SIGNALS, score_all
@@ -256,3 +256,8 @@ def test_a_service_that_is_only_tried_in_private_is_unknown(own: Service) -> Non
     service = TargetFactory(release="tried", serving=False).service
     samples(service, "up", [1.0] * 3, until=T0, release="tried")
     assert scored(service).status == "unknown"
+
+
+@pytest.mark.parametrize(("value", "said"), [(79.96, 79.9), (80.0, 80.0), (57.3, 57.3), (0.0, 0.0), (None, None)])
+def test_a_score_is_never_said_higher_than_its_status(value: float | None, said: float | None) -> None:
+    assert reporting.rounded(value) == said
