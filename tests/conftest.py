@@ -107,7 +107,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Where several workers share the cores, the stories go first: they are the longest, and measure latencies."""
     global _stands_back
     if not _stands_back and "PYTEST_XDIST_WORKER" in os.environ and FLOWS not in item.path.parents:
-        os.nice(10)
+        os.nice(5)
         _stands_back = True
 
 
