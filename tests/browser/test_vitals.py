@@ -193,7 +193,7 @@ def test_is_small_and_own_pages_report(live_server: Any, chromium: str | None, b
         sign_in(page, live_server.url)
         page.goto(f"{live_server.url}/admin/monitoring/feedback/")
         # A page that is gone tells nobody of its last request, so its count is waited for.
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 10
         while "admin:index" not in counted(service.pk) and time.monotonic() < deadline:
             page.wait_for_timeout(20)
         assert complaints == []

@@ -123,7 +123,7 @@ class ProxyStack:
     def kill_proxy_and_wait(self) -> None:
         was = self.pid("haproxy")
         os.kill(was, 9)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 10
         while self.pid("haproxy") in (0, was) or not haproxy.is_ready(self.home):
             assert time.monotonic() < deadline, "HAProxy did not come back"
             time.sleep(0.02)
@@ -143,7 +143,7 @@ def running() -> Iterator[ProxyStack]:
     # A secret in the process manager's own environment must not reach what it runs.
     process = supervisor.start(home, {"PATH": os.environ["PATH"], "SECRET_KEY": "of-the-stack"})
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 10
         while not (supervisor.answers(home.supervisor_socket) and haproxy.is_ready(home)):
             assert time.monotonic() < deadline, (home.logs / "supervisord.log").read_text()
             time.sleep(0.02)

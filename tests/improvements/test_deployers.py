@@ -55,7 +55,7 @@ def up(deployer: Deployer, service: Service, version: str, *, share: int = 0) ->
 
 
 def wait_until_ready(deployer: Deployer, release: Release) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 15
     while not (readiness := deployer.ready(release)).ok:
         assert time.monotonic() < deadline, readiness.reason
         time.sleep(0.05)
@@ -192,7 +192,7 @@ def test_is_not_ready_when_it_ends_and_says_its_last_words(service: Service) -> 
     release = release_of(service, "broken")
     deployer.install(release)
     deployer.start(release)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 5
     while "on purpose" not in (readiness := deployer.ready(release)).reason and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not readiness.ok
@@ -204,7 +204,7 @@ def test_is_not_ready_while_its_health_address_says_no(service: Service) -> None
     release = release_of(service, "sick")
     deployer.install(release)
     deployer.start(release)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 5
     while "503" not in (readiness := deployer.ready(release)).reason and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not readiness.ok

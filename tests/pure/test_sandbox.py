@@ -140,7 +140,7 @@ def test_kill_9_of_the_caller_or_the_launcher_leaves_no_process(tmp_path: Path, 
         stderr=subprocess.DEVNULL,
     )
     try:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 15
         # Not before the command's own child is there: bubblewrap's inner process, if its outer one is killed while they
         # set things up, waits for it for ever. Nothing of the command runs in it then.
         last = f"{sys.executable} -c import time; time.sleep(600) # {marker}"
@@ -153,7 +153,7 @@ def test_kill_9_of_the_caller_or_the_launcher_leaves_no_process(tmp_path: Path, 
             caller.wait(15)
         else:
             caller.wait(5)
-        until = time.monotonic() + 15
+        until = time.monotonic() + 5
         while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family) and time.monotonic() < until:
             time.sleep(0.02)
         assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
@@ -299,7 +299,7 @@ def test_a_specification_file_runs_under_a_process_manager_and_passes_sigterm_on
     assert (tmp_path / "spec.json").stat().st_mode & 0o777 == 0o600
     manager = subprocess.Popen(argv)
     try:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 15
         while not (work / "up").exists() and time.monotonic() < until:
             time.sleep(0.02)
         manager.terminate()
