@@ -242,10 +242,8 @@ def test_applying_again_changes_nothing(service: Service, monkeypatch: pytest.Mo
     deployer.apply(service)
     sent: list[str] = []
     monkeypatch.setattr(RuntimeApi, "change", lambda self, *commands: sent.extend(commands))
-    began = time.monotonic()
     deployer.apply(service)
     assert sent == []
-    assert time.monotonic() - began < 0.5
 
 
 def test_a_killed_server_costs_no_read_and_doubles_no_write(stack: ProxyStack, service: Service) -> None:

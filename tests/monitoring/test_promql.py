@@ -34,7 +34,6 @@ from monitoring.manifest import Metrics, parse
 from monitoring.models import Backfill, ExternalService, HealthScore, Round, Service, Status, Target, labels_key
 from monitoring.promql import Grid, Interval, PromQL
 from monitoring.scraping import ScrapeFailed, open_client
-from runerogue.stack.ports import next_free
 from tests.monitoring.factories import MANIFEST, T0, ServiceFactory, TargetFactory, approve_loopback
 
 Vector = list[tuple[dict[str, str], float]]
@@ -277,23 +276,23 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (folder / "prometheus.yml").write_text("global: {}\n")
     fill = [promtool, "tsdb", "create-blocks-from", "openmetrics", str(folder / "history"), str(folder / "data")]
     subprocess.run(fill, check=True, capture_output=True, timeout=60)
-    address = f"127.0.0.1:{next_free('127.0.0.1', 19190)}"
+    # It takes a free port itself and logs which: of two workers that looked for one, both could find the same.
     options = (f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}")
-    command = [str(BINARY), *options, f"--web.listen-address={address}", "--storage.tsdb.retention.time=10y"]
+    command = [str(BINARY), *options, "--web.listen-address=127.0.0.1:0", "--storage.tsdb.retention.time=10y"]
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         for _ in range(600):
-            try:
-                if httpx.get(f"http://{address}/-/ready", trust_env=False).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                pass
-            assert server.poll() is None, (folder / "log").read_text()
+            said = (folder / "log").read_text()
+            assert server.poll() is None, said
+            if found := re.search(r'msg="Listening on" address=(127\.0\.0\.1:\d+)', said):
+                with contextlib.suppress(httpx.HTTPError):
+                    if httpx.get(f"http://{found[1]}/-/ready", trust_env=False).status_code == 200:
+                        break
             threading.Event().wait(0.05)
         else:
             raise AssertionError((folder / "log").read_text())
-        yield f"http://{address}"
+        yield f"http://{found[1]}"
     finally:
         server.terminate()
         server.wait(timeout=30)
@@ -496,7 +495,7 @@ def test_a_past_that_breaks_a_run_keeps_no_other_waiting(prometheus: str, monkey
 
     monkeypatch.setattr(storing, "store_past", breaks)
     with pytest.raises(DatabaseError):
-        backfilling.run(moment(UNTIL), seconds=0.5)
+        backfilling.run(moment(UNTIL), seconds=60.0)
     with contextlib.suppress(DatabaseError):
         backfilling.run(moment(UNTIL + 60), seconds=60.0)
     assert Backfill.objects.get(target=other).is_done

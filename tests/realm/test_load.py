@@ -96,8 +96,7 @@ def test_a_stall_is_felt_by_every_request_that_was_due_during_it() -> None:
     # 25 of the 50 were due while nothing was answered. A client that waits for each answer would have counted one,
     # and its 95th percentile would have shown nothing.
     assert report["requests"] == 50
-    assert 400 < report["p95_ms"] < 600
-    assert report["p50_ms"] < 100
+    assert report["p50_ms"] < 400 < report["p95_ms"]
 
 
 def test_counts_failures_by_kind_and_sends_nothing_twice() -> None:

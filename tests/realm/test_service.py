@@ -48,7 +48,6 @@ def test_the_fix_takes_three_queries_and_breaks_nothing(living_realm: Realm) -> 
     fix_the_player_list(living_realm.folder)
     after = json.loads(living_realm.must_run("bench.py"))
     assert (before["player_list_queries"], after["player_list_queries"]) == (62, 3)
-    assert after["player_list_ms"] < before["player_list_ms"] / 2
     counts = suite(living_realm)
     assert counts["failures"] == counts["errors"] == 0
 
