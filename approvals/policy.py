@@ -45,6 +45,24 @@ class Role(StrEnum):
         return TITLES[self]
 
 
+class Category(StrEnum):
+    """What a change is about; each may ask for more than its tier alone."""
+
+    INFRASTRUCTURE = "infrastructure"
+    APPLICATION = "application"
+    DATA = "data"
+    SECURITY = "security"
+    PERFORMANCE = "performance"
+
+
+class Channel(StrEnum):
+    """Through what a decision came."""
+
+    PAGE = "page"
+    TOKEN = "token"  # noqa: S105 (a kind of caller, not a secret)
+    PROGRAM = "program"
+
+
 TITLES: Mapping[Role, str] = {
     Role.CTO: "the CTO",
     Role.ARCHITECTURE: "the architecture team",
@@ -86,6 +104,8 @@ POLICY: Mapping[Tier, Rule] = {
     ),
 }
 REASON_FROM = Tier.HIGH  # an approval from this tier on needs a written reason; a rejection always does
+SECOND_FACTOR_FROM = Tier.HIGH  # an approval from this tier on needs a fresh second factor
+FRESH_SECONDS = 300.0  # how long a second factor counts as fresh
 
 
 @dataclass(frozen=True)
@@ -176,6 +196,19 @@ class Decision(StrEnum):
 
 
 @dataclass(frozen=True)
+class How:
+    """How somebody decides: through what, and how long ago, in seconds, they gave a second factor (None: never)."""
+
+    channel: Channel
+    second_factor_age_seconds: float | None = None
+
+    @property
+    def is_fresh(self) -> bool:
+        age = self.second_factor_age_seconds
+        return age is not None and 0 <= age <= FRESH_SECONDS
+
+
+@dataclass(frozen=True)
 class PersonFacts:
     """A person as the policy sees one. Superuser is not a role and counts for nothing."""
 
@@ -228,11 +261,17 @@ def missing(requirement: Requirement, signers: Sequence[PersonFacts]) -> tuple[S
 
 
 def may_sign(
-    person: PersonFacts, request: RequestFacts, *, decision: Decision = Decision.APPROVE, reason: str | None = None
+    person: PersonFacts,
+    request: RequestFacts,
+    *,
+    decision: Decision = Decision.APPROVE,
+    reason: str | None = None,
+    how: How | None = None,
 ) -> Allowed | Refused:
     """Whether `person` may approve or reject now, and if not, which rule says so.
 
-    With `reason=None` the question is only whether to offer it; with a text, whether that text is reason enough.
+    With `reason=None` and `how=None` the question is only whether to offer it; otherwise, whether the text is reason
+    enough, and whether this way of deciding is safe enough.
     """
     if not person.active:
         return Refused(f"The account of {person.name} is not active, so it cannot sign.")
@@ -259,5 +298,17 @@ def may_sign(
             return Refused("A rejection needs a written reason: it is what the next attempt learns from.")
         if request.requirement.tier.at_least(REASON_FROM):
             return Refused(f"Approving a {request.requirement.tier}-risk change needs a written reason.")
+    guarded = decision is Decision.APPROVE and request.requirement.tier.at_least(SECOND_FACTOR_FROM)
+    if how and guarded and not how.is_fresh:
+        return Refused(_second_factor_wanted(request.requirement.tier, how))
     fitting = frozenset[Role]().union(*open_slots) & person.roles or wanted & person.roles
     return Allowed(next(role for role in Role if role in fitting))
+
+
+def _second_factor_wanted(tier: Tier, how: How) -> str:
+    minutes = FRESH_SECONDS / 60
+    if how.channel is Channel.TOKEN:
+        return f"A {tier}-risk change cannot be signed by a token alone: it needs a one-time code too."
+    if how.second_factor_age_seconds is None:
+        return f"Approving a {tier}-risk change needs a second factor: confirm with a code of your authenticator first."
+    return f"Your second factor is older than {minutes:g} minutes. Confirm with a new code and approve again."

@@ -20,7 +20,7 @@ from django.utils.timezone import now
 
 from approvals import audit, policy, roles, subjects
 from approvals.models.request import ApprovalRequest, Signature
-from approvals.policy import Decision, PersonFacts, RequestFacts, RequestState, Requirement, Tier
+from approvals.policy import Category, Decision, How, PersonFacts, RequestFacts, RequestState, Requirement, Tier
 from approvals.subjects import SubjectRef
 
 __all__ = [
@@ -107,6 +107,7 @@ def open_request(
     facts: Mapping[str, Any],
     expires_at: dt.datetime,
     edited_by: Iterable[User] = (),
+    categories: Iterable[Category] = (),
 ) -> ApprovalRequest:
     """The request for exactly this subject, fingerprint and requirement, made when there is none.
 
@@ -132,6 +133,8 @@ def open_request(
             subject_id=subject.id,
             title=subject.title[:200],
             url=subject.url,
+            scope=subject.scope,
+            categories=sorted(str(one) for one in categories),
             tier=requirement.tier,
             requirement=requirement.as_json(),
             fingerprint=fingerprint,
@@ -159,21 +162,26 @@ def open_request(
 WHY_CHANGED = "The patch, its evidence or what the policy asks for has changed since."
 
 
-def approve(request: ApprovalRequest, *, person: User, reason: str = "", seen: str | None = None) -> ApprovalRequest:
+def approve(
+    request: ApprovalRequest, *, person: User, how: How, reason: str = "", seen: str | None = None
+) -> ApprovalRequest:
     """Sign. The request is approved when this was the last signature missing.
 
-    `seen` is the fingerprint of what the person looked at. Raises Refused with the rule that forbids it.
+    `how` is through what the person decides, with which second factor; the caller has verified it. `seen` is the
+    fingerprint of what the person looked at. Raises Refused with the rule that forbids it.
     """
-    return decide(request, person, Decision.APPROVE, reason, seen)
+    return decide(request, person, Decision.APPROVE, how, reason, seen)
 
 
-def reject(request: ApprovalRequest, *, person: User, reason: str, seen: str | None = None) -> ApprovalRequest:
+def reject(
+    request: ApprovalRequest, *, person: User, how: How, reason: str, seen: str | None = None
+) -> ApprovalRequest:
     """Say no, which ends the request whoever signed before. Raises Refused with the rule that forbids it."""
-    return decide(request, person, Decision.REJECT, reason, seen)
+    return decide(request, person, Decision.REJECT, how, reason, seen)
 
 
 def decide(
-    request: ApprovalRequest, person: User, decision: Decision, reason: str, seen: str | None
+    request: ApprovalRequest, person: User, decision: Decision, how: How, reason: str, seen: str | None
 ) -> ApprovalRequest:
     with transaction.atomic():
         row = locked(request)
@@ -183,7 +191,7 @@ def decide(
         if row.state == RequestState.OPEN and row.policy_version != policy_version():
             raise Refused("The policy has changed since this was asked. It will be asked again.")
         signer, signers = with_rights_locked(row, at, person)
-        answer = policy.may_sign(signer, facts_of(row, signers, at), decision=decision, reason=reason)
+        answer = policy.may_sign(signer, facts_of(row, signers, at), decision=decision, reason=reason, how=how)
         if isinstance(answer, policy.Refused):
             raise Refused(answer.why)
         Signature.objects.create(
@@ -193,6 +201,8 @@ def decide(
             decision=decision,
             reason=reason.strip(),
             fingerprint=row.fingerprint,
+            channel=how.channel,
+            second_factor=how.is_fresh,
             at=at,
         )
         audit.record(
@@ -200,7 +210,13 @@ def decide(
             row,
             actor=person,
             because=reason.strip(),
-            data={**identity(row), "decision": decision, "role": answer.role},
+            data={
+                **identity(row),
+                "decision": decision,
+                "role": answer.role,
+                "channel": how.channel,
+                "second_factor": how.is_fresh,
+            },
         )
         if decision is Decision.REJECT:
             close(row, RequestState.REJECTED, Action.REJECTED, actor=person, because=reason.strip())

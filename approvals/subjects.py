@@ -16,6 +16,7 @@ class SubjectRef:
     id: int
     title: str
     url: str = ""
+    scope: str = ""  # the name of the service it belongs to; empty for what concerns the whole installation
 
 
 @dataclass(frozen=True)

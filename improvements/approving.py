@@ -74,7 +74,13 @@ def await_approval(improvement: Improvement) -> Outcome | Waiting:
         # no signature be voided.
         improvement.hold()
         request = requests.open_request(
-            SubjectRef("improvement", improvement.pk, improvement.title, improvement.get_absolute_url()),
+            SubjectRef(
+                "improvement",
+                improvement.pk,
+                improvement.title,
+                improvement.get_absolute_url(),
+                scope=improvement.service.name,
+            ),
             requirement=requirement,
             fingerprint=fingerprint,
             proposed_by=improvement.proposed_by,

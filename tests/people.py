@@ -7,11 +7,15 @@ from __future__ import annotations
 import factory
 import pytest
 from django.contrib.auth.models import User
+from django.test import Client
+from django.utils.timezone import now
 
-from approvals import roles
+from approvals import roles, second_factor
 from approvals.models import RoleGroup
-from approvals.policy import Role
+from approvals.policy import Channel, How, Role
 
+# Somebody on a page who gave a second factor just now.
+FRESH = How(Channel.PAGE, second_factor_age_seconds=1.0)
 PASSWORD = "correct horse battery staple"
 
 
@@ -38,6 +42,13 @@ class UserFactory(factory.django.DjangoModelFactory[User]):
 def person(username: str, *held: Role, **fields: object) -> User:
     """The user of that name with these roles, made when missing."""
     return UserFactory(username=username, roles=list(held), **fields)
+
+
+def give_second_factor(client: Client) -> None:
+    """As if the signed-in person had given a code of their authenticator just now."""
+    session = client.session
+    session[second_factor.GIVEN_AT] = now().timestamp()
+    session.save()
 
 
 @pytest.fixture

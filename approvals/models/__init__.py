@@ -1,6 +1,7 @@
-"""Rows of approvals: the audit log, requests with their signatures, which group is which role, and API tokens."""
+"""Rows of approvals: the audit log, requests with their signatures, people and their roles, and API tokens."""
 
 from approvals.models.audit import AppendOnly, AuditEntry, AuditHead
+from approvals.models.person import PersonSettings
 from approvals.models.request import ApprovalRequest, Signature
 from approvals.models.role import RoleGroup
 from approvals.models.token import ApiToken, Scope, StoredAnswer
@@ -11,6 +12,7 @@ __all__ = [
     "ApprovalRequest",
     "AuditEntry",
     "AuditHead",
+    "PersonSettings",
     "RoleGroup",
     "Scope",
     "Signature",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime as dt
 
 from django.conf import settings
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import Q
 
-from approvals.policy import Decision, RequestState, Requirement, Role, Tier
+from approvals.policy import Category, Channel, Decision, RequestState, Requirement, Role, Tier
 
 
 class ApprovalRequestQuerySet(models.QuerySet["ApprovalRequest"]):
@@ -30,6 +31,10 @@ class ApprovalRequest(models.Model):
     title = models.CharField(max_length=200)
     url = models.CharField("page", max_length=500, blank=True)
     tier = models.CharField(max_length=10, choices=[(tier.value, tier.value) for tier in Tier])
+    scope = models.CharField("service", max_length=100, blank=True, help_text="Empty: the whole installation.")
+    categories = ArrayField(
+        models.CharField(max_length=20, choices=[(one.value, one.value) for one in Category]), default=list, blank=True
+    )
     requirement = models.JSONField()
     fingerprint = models.CharField(max_length=64)
     policy_version = models.CharField(max_length=40)
@@ -92,6 +97,14 @@ class Signature(models.Model):
     decision = models.CharField(max_length=10, choices=[(one.value, one.value) for one in Decision])
     reason = models.TextField(blank=True)
     fingerprint = models.CharField(max_length=64)
+    channel = models.CharField(
+        "through", max_length=10, choices=[(one.value, one.value) for one in Channel], default=Channel.PAGE.value
+    )
+    second_factor = models.BooleanField("with a fresh second factor", default=False)
+    # Whose right was used when it was not the signer's own: a deputy signs as such, and both are named.
+    on_behalf_of = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
     at = models.DateTimeField()
     voided_at = models.DateTimeField(null=True, blank=True)
     voided_because = models.TextField(blank=True)

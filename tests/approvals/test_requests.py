@@ -17,7 +17,7 @@ from approvals.models import ApprovalRequest, AuditEntry, Signature
 from approvals.policy import RequestState, Role, Tier
 from approvals.requests import Refused, StandingState
 from approvals.subjects import SubjectRef
-from tests.people import person
+from tests.people import FRESH, person
 
 PRINT = "f" * 64
 SUBJECT = SubjectRef("thing", 1, "Prefetch guilds", "/things/1")
@@ -57,7 +57,7 @@ def test_asks_once_for_the_same_thing(alice: User) -> None:
 
 @pytest.mark.parametrize("change", [{"fingerprint": "e" * 64}, {"tier": Tier.CRITICAL}])
 def test_voids_what_was_asked_when_the_thing_changes(change: dict[str, Any], carol: User) -> None:
-    first = requests.approve(ask(), person=carol, reason="sound")
+    first = requests.approve(ask(), person=carol, how=FRESH, reason="sound")
     second = ask(**change)
     first.refresh_from_db()
     assert (first.state, second.state) == ("void", "open")
@@ -73,7 +73,7 @@ def test_asks_again_for_what_was_void() -> None:
 
 
 def test_keeps_a_no(carol: User) -> None:
-    first = requests.reject(ask(), person=carol, reason="not now")
+    first = requests.reject(ask(), person=carol, how=FRESH, reason="not now")
     assert ask() == first
     assert ask().state == "rejected"
 
@@ -95,7 +95,7 @@ def test_has_the_database_keep_one_open_request_per_subject() -> None:
 
 
 def test_approves_with_the_one_signature_of_high(carol: User) -> None:
-    request = requests.approve(ask(), person=carol, reason="  sound ", seen=PRINT)
+    request = requests.approve(ask(), person=carol, how=FRESH, reason="  sound ", seen=PRINT)
     assert (request.state, request.because) == ("approved", "Signed by carol.")
     signature = request.signatures.get()
     assert (signature.person, signature.role, signature.reason, signature.fingerprint) == (
@@ -109,19 +109,19 @@ def test_approves_with_the_one_signature_of_high(carol: User) -> None:
 
 
 def test_needs_two_people_for_critical(bob: User, carol: User, dave: User) -> None:
-    request = requests.approve(ask(Tier.CRITICAL), person=bob, reason="sound")
+    request = requests.approve(ask(Tier.CRITICAL), person=bob, how=FRESH, reason="sound")
     assert request.state == "open"
     assert requests.standing(request, PRINT).why == "Waiting for one signature of the CTO."
     with pytest.raises(Refused, match="still missing is one signature of the CTO"):
-        requests.approve(request, person=carol, reason="sound")
+        requests.approve(request, person=carol, how=FRESH, reason="sound")
     with pytest.raises(Refused, match="one person counts once"):
-        requests.approve(request, person=bob, reason="sound")
-    assert requests.approve(request, person=dave, reason="sound").state == "approved"
+        requests.approve(request, person=bob, how=FRESH, reason="sound")
+    assert requests.approve(request, person=dave, how=FRESH, reason="sound").state == "approved"
 
 
 def test_ends_with_a_no_whoever_said_yes(bob: User, dave: User) -> None:
-    request = requests.approve(ask(Tier.CRITICAL), person=bob, reason="sound")
-    request = requests.reject(request, person=dave, reason="too much at once")
+    request = requests.approve(ask(Tier.CRITICAL), person=bob, how=FRESH, reason="sound")
+    request = requests.reject(request, person=dave, how=FRESH, reason="too much at once")
     assert (request.state, request.because) == ("rejected", "too much at once")
     standing = requests.standing(request, PRINT)
     assert (standing.state, standing.why) == (StandingState.REJECTED, "too much at once")
@@ -145,21 +145,21 @@ def test_leaves_nothing_behind_when_it_refuses(alice: User, bob: User, carol: Us
     ]:
         for decision in (requests.approve, requests.reject):
             with pytest.raises(Refused, match=why):
-                decision(request, person=who, reason=reason)
+                decision(request, person=who, how=FRESH, reason=reason)
     assert not Signature.objects.exists()
     assert AuditEntry.objects.count() == before
 
 
 def test_refuses_a_signature_under_something_else(carol: User) -> None:
     with pytest.raises(Refused, match="not what is asked now"):
-        requests.approve(ask(), person=carol, reason="sound", seen="e" * 64)
+        requests.approve(ask(), person=carol, how=FRESH, reason="sound", seen="e" * 64)
 
 
 def test_reads_rights_from_the_database_not_from_the_object(carol: User) -> None:
     request = ask()
     User.objects.get(pk=carol.pk).groups.clear()
     with pytest.raises(Refused):
-        requests.approve(request, person=carol, reason="sound")
+        requests.approve(request, person=carol, how=FRESH, reason="sound")
 
 
 def test_knows_groups_by_id(mallory: User, carol: User) -> None:
@@ -169,19 +169,19 @@ def test_knows_groups_by_id(mallory: User, carol: User) -> None:
     mallory.groups.add(Group.objects.create(name="Architecture team"))
     request = ask()
     with pytest.raises(Refused):
-        requests.approve(request, person=mallory, reason="sound")
-    assert requests.approve(request, person=carol, reason="sound").state == "approved"
+        requests.approve(request, person=mallory, how=FRESH, reason="sound")
+    assert requests.approve(request, person=carol, how=FRESH, reason="sound").state == "approved"
 
 
 def test_holds_while_nothing_changes(carol: User) -> None:
-    request = requests.approve(ask(), person=carol, reason="sound")
+    request = requests.approve(ask(), person=carol, how=FRESH, reason="sound")
     standing = requests.standing(request, PRINT)
     assert standing.satisfied
     assert standing.why == "Signed by carol."
 
 
 def test_is_void_when_the_fingerprint_differs_at_the_start(carol: User) -> None:
-    request = requests.approve(ask(), person=carol, reason="sound")
+    request = requests.approve(ask(), person=carol, how=FRESH, reason="sound")
     assert requests.standing(request, "e" * 64).state is StandingState.VOID
     assert requests.standing(request, PRINT).state is StandingState.VOID
     assert request.signatures.get().voided_because == requests.WHY_CHANGED
@@ -189,25 +189,25 @@ def test_is_void_when_the_fingerprint_differs_at_the_start(carol: User) -> None:
 
 def test_is_void_when_the_policy_changed(carol: User, settings: Any) -> None:
     settings.SELF_BUILD_APPROVAL_REQUIRED = "high"
-    approved = requests.approve(ask(), person=carol, reason="sound")
+    approved = requests.approve(ask(), person=carol, how=FRESH, reason="sound")
     by_policy = ask(Tier.MEDIUM, subject=SubjectRef("thing", 2, "Other"))
     waiting = ask(subject=SubjectRef("thing", 3, "Third"))
     settings.SELF_BUILD_APPROVAL_REQUIRED = "medium"
     with pytest.raises(Refused, match="policy has changed"):
-        requests.approve(waiting, person=carol, reason="sound")
+        requests.approve(waiting, person=carol, how=FRESH, reason="sound")
     for request in (approved, by_policy, waiting):
         assert requests.standing(request, PRINT).state is StandingState.VOID
 
 
 def test_expires_when_it_was_not_used_in_time(carol: User) -> None:
-    request = requests.approve(ask(), person=carol, reason="sound")
+    request = requests.approve(ask(), person=carol, how=FRESH, reason="sound")
     ApprovalRequest.objects.update(expires_at=now())
     assert requests.standing(request, PRINT).state is StandingState.EXPIRED
 
 
 @pytest.mark.parametrize("loss", ["role", "account"])
 def test_opens_again_when_a_signer_lost_the_right(loss: str, carol: User) -> None:
-    request = requests.approve(ask(), person=carol, reason="sound")
+    request = requests.approve(ask(), person=carol, how=FRESH, reason="sound")
     if loss == "role":
         roles.revoke(carol, Role.ARCHITECTURE)
     else:
@@ -221,20 +221,20 @@ def test_opens_again_when_a_signer_lost_the_right(loss: str, carol: User) -> Non
     roles.grant(carol, Role.ARCHITECTURE)
     User.objects.filter(pk=carol.pk).update(is_active=True)
     assert requests.standing(request, PRINT).state is StandingState.WAITING
-    assert requests.approve(request, person=carol, reason="still sound").state == "approved"
+    assert requests.approve(request, person=carol, how=FRESH, reason="still sound").state == "approved"
     assert requests.standing(request, PRINT).satisfied
 
 
 def test_does_not_count_a_lost_right_towards_the_last_signature(bob: User, dave: User) -> None:
-    request = requests.approve(ask(Tier.CRITICAL), person=bob, reason="sound")
+    request = requests.approve(ask(Tier.CRITICAL), person=bob, how=FRESH, reason="sound")
     roles.revoke(bob, Role.LEAD)
-    assert requests.approve(request, person=dave, reason="sound").state == "open"
+    assert requests.approve(request, person=dave, how=FRESH, reason="sound").state == "open"
     assert [one.person.username for one in request.signatures.standing()] == ["dave"]
 
 
 def test_voids_on_request_but_only_what_is_not_over(carol: User) -> None:
     assert requests.void(ask(), "stopped").state == "void"
-    rejected = requests.reject(ask(), person=carol, reason="no")
+    rejected = requests.reject(ask(), person=carol, how=FRESH, reason="no")
     assert requests.void(rejected, "stopped").state == "rejected"
 
 
@@ -256,7 +256,7 @@ def test_lists_what_awaits_a_person(alice: User, bob: User, carol: User, dave: U
     assert requests.awaiting(carol, at) == [critical.pk, high.pk]
     assert requests.awaiting(bob, at) == requests.awaiting(dave, at) == [critical.pk]
     assert requests.awaiting(alice, at) == requests.awaiting(mallory, at) == []
-    requests.approve(critical, person=bob, reason="sound")
+    requests.approve(critical, person=bob, how=FRESH, reason="sound")
     assert requests.awaiting(carol, at) == [high.pk]
     assert requests.awaiting(dave, at) == [critical.pk]
     assert requests.awaiting(person("eve", Role.ARCHITECTURE), at) == [high.pk, own.pk]
@@ -272,13 +272,13 @@ def test_wakes_whoever_waits_after_the_commit(
         subjects.KNOWN, "thing", subjects.Subject(woken.append, lambda pk: subjects.Description("A thing"))
     )
     with django_capture_on_commit_callbacks(execute=True):
-        requests.approve(ask(), person=carol, reason="sound")
+        requests.approve(ask(), person=carol, how=FRESH, reason="sound")
         assert woken == []
     assert woken == [1]
 
 
 def test_has_an_audit_entry_for_every_change_of_state(carol: User) -> None:
-    request = requests.approve(ask(), person=carol, reason="sound")
+    request = requests.approve(ask(), person=carol, how=FRESH, reason="sound")
     requests.standing(request, "e" * 64)
     moves = [(entry.was, entry.became) for entry in AuditEntry.objects.order_by("sequence") if entry.became]
     assert moves == [("open", "approved"), ("approved", "void")]
@@ -321,7 +321,7 @@ def test_gives_fifty_parallel_signers_one_outcome() -> None:
     deciders = [requests.approve if number % 2 else requests.reject for number in range(50)]
     results = at_once(
         *[
-            lambda decide=decide, signer=signer: decide(request, person=signer, reason="mine")
+            lambda decide=decide, signer=signer: decide(request, person=signer, how=FRESH, reason="mine")
             for decide, signer in zip(deciders, signers, strict=True)
         ]
     )
@@ -343,7 +343,7 @@ def test_gives_fifty_parallel_signers_one_outcome() -> None:
 def test_counts_a_double_click_once() -> None:
     request = ask(Tier.CRITICAL)
     boss = person("boss", Role.CTO, Role.ARCHITECTURE)
-    results = at_once(*[lambda: requests.approve(request, person=boss, reason="twice")] * 8)
+    results = at_once(*[lambda: requests.approve(request, person=boss, how=FRESH, reason="twice")] * 8)
     assert sum(isinstance(result, ApprovalRequest) for result in results) == 1
     assert Signature.objects.count() == 1
     request.refresh_from_db()
@@ -365,15 +365,15 @@ def test_does_not_lock_up_when_signers_meet_crosswise(turn: int) -> None:
     pairs = [(person(f"lead{number}", Role.LEAD), person(f"boss{number}", Role.CTO)) for number in range(2)]
     (lead, boss), (other_lead, other_boss) = pairs
     crossing = [ask(Tier.CRITICAL, subject=SubjectRef("thing", number, "Thing")) for number in range(4)]
-    requests.approve(crossing[0], person=boss, reason="sound")
-    requests.approve(crossing[1], person=lead, reason="sound")
-    requests.approve(crossing[2], person=other_boss, reason="sound")
-    requests.approve(crossing[3], person=boss, reason="sound")
+    requests.approve(crossing[0], person=boss, how=FRESH, reason="sound")
+    requests.approve(crossing[1], person=lead, how=FRESH, reason="sound")
+    requests.approve(crossing[2], person=other_boss, how=FRESH, reason="sound")
+    requests.approve(crossing[3], person=boss, how=FRESH, reason="sound")
     results = at_once(
-        lambda: requests.approve(crossing[0], person=lead, reason="sound"),
-        lambda: requests.approve(crossing[1], person=boss, reason="sound"),
-        lambda: requests.approve(crossing[2], person=lead, reason="sound"),
-        lambda: requests.approve(crossing[3], person=other_lead, reason="sound"),
+        lambda: requests.approve(crossing[0], person=lead, how=FRESH, reason="sound"),
+        lambda: requests.approve(crossing[1], person=boss, how=FRESH, reason="sound"),
+        lambda: requests.approve(crossing[2], person=lead, how=FRESH, reason="sound"),
+        lambda: requests.approve(crossing[3], person=other_lead, how=FRESH, reason="sound"),
         lambda: roles.revoke(other_lead, Role.LEAD),
         lambda: roles.revoke(lead, Role.LEAD),
     )
@@ -386,7 +386,7 @@ def test_does_not_lock_up_when_signers_meet_crosswise(turn: int) -> None:
 def test_orders_a_revocation_and_a_start(turn: int) -> None:
     """Either the right was lost first and nothing starts, or the start was first and the loss waits for it."""
     carol = person("carol", Role.ARCHITECTURE)
-    request = requests.approve(ask(), person=carol, reason="sound")
+    request = requests.approve(ask(), person=carol, how=FRESH, reason="sound")
     order: list[str] = []
 
     def start() -> bool:
@@ -412,7 +412,7 @@ def test_orders_a_revocation_and_a_start(turn: int) -> None:
 @pytest.mark.django_db(transaction=True)
 def test_makes_a_revocation_wait_for_a_start_under_way() -> None:
     carol = person("carol", Role.ARCHITECTURE)
-    request = requests.approve(ask(), person=carol, reason="sound")
+    request = requests.approve(ask(), person=carol, how=FRESH, reason="sound")
     done = threading.Event()
 
     def revoke() -> None:

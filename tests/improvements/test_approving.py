@@ -18,7 +18,7 @@ from improvements.models import Improvement, LostRace, Release, Rollout, State
 from improvements.outcome import Outcome, Verdict, Waiting
 from tests.improvements.factories import FindingFactory, ImprovementFactory, in_state
 from tests.improvements.world import Shop
-from tests.people import person
+from tests.people import FRESH, person
 
 pytestmark = pytest.mark.django_db
 
@@ -56,7 +56,7 @@ def test_asks_for_the_signatures_of_the_tier_and_starts_when_they_are_there(
     for role in signers:
         assert shop.tick() is State.AWAITING_APPROVAL
         assert not Rollout.objects.exists()
-        requests.approve(request_of(shop), person=person(f"the-{role}", role), reason="I read it.")
+        requests.approve(request_of(shop), person=person(f"the-{role}", role), how=FRESH, reason="I read it.")
     assert shop.tick() is State.ROLLING_OUT
     assert (shop.improvement.tier, request_of(shop).tier, request_of(shop).state) == (tier, tier, "approved")
     rollout = Rollout.objects.get()
@@ -70,7 +70,7 @@ def test_takes_no_signature_of_somebody_else_for_a_high_risk(shop: Shop, role: R
     shop.propose(**HIGH)
     shop.tick()
     with pytest.raises(requests.Refused):
-        requests.approve(request_of(shop), person=person("somebody", role), reason="Looks fine.")
+        requests.approve(request_of(shop), person=person("somebody", role), how=FRESH, reason="Looks fine.")
     assert shop.tick() is State.AWAITING_APPROVAL
 
 
@@ -78,14 +78,14 @@ def test_takes_no_signature_of_who_proposed_it(shop: Shop, carol: User) -> None:
     shop.propose(**HIGH, proposed_by=carol)
     shop.tick()
     with pytest.raises(requests.Refused):
-        requests.approve(request_of(shop), person=carol, reason="My own.")
+        requests.approve(request_of(shop), person=carol, how=FRESH, reason="My own.")
 
 
 def test_asks_a_lead_when_a_check_of_a_medium_risk_was_inconclusive(shop: Shop, bob: User) -> None:
     shop.propose(lines=1, traffic_share=0.6, inconclusive=(State.STAGING,))
     assert shop.tick() is State.AWAITING_APPROVAL
     assert shop.improvement.tier == "medium"
-    requests.approve(request_of(shop), person=bob)
+    requests.approve(request_of(shop), person=bob, how=FRESH)
     assert shop.tick() is State.ROLLING_OUT
 
 
@@ -93,7 +93,7 @@ def test_asks_people_from_the_tier_on_that_the_installation_wants(shop: Shop, se
     settings.SELF_BUILD_APPROVAL_REQUIRED = "low"
     shop.propose()
     assert shop.tick() is State.AWAITING_APPROVAL
-    requests.approve(request_of(shop), person=bob)
+    requests.approve(request_of(shop), person=bob, how=FRESH)
     assert shop.tick() is State.ROLLING_OUT
 
 
@@ -105,7 +105,7 @@ def test_ends_with_a_rejection_whatever_the_risk_becomes(
     settings.SELF_BUILD_APPROVAL_REQUIRED = "medium"
     shop.propose(lines=500, traffic_share=starts_at)
     shop.tick()
-    requests.reject(request_of(shop), person=person("reviewer", role), reason="No. This breaks the shop.")
+    requests.reject(request_of(shop), person=person("reviewer", role), how=FRESH, reason="No. This breaks the shop.")
     if drifts_to is not None:
         drift(shop.improvement, drifts_to)
     assert shop.tick() is State.REJECTED
@@ -133,7 +133,7 @@ def test_never_lets_the_policy_approve_what_was_waiting_for_a_person(shop: Shop,
 def test_asks_for_more_when_the_risk_has_grown(shop: Shop) -> None:
     shop.propose(lines=500, traffic_share=0.05, inconclusive=(State.STAGING,))
     shop.tick()
-    requests.approve(request_of(shop), person=person("a-lead", Role.LEAD))
+    requests.approve(request_of(shop), person=person("a-lead", Role.LEAD), how=FRESH)
     drift(shop.improvement, 1.0)
     shop.tick()
     assert shop.tick() is State.AWAITING_APPROVAL
@@ -166,7 +166,7 @@ def test_judges_another_patch_afresh(shop: Shop, monkeypatch: pytest.MonkeyPatch
 def test_begins_again_when_the_branch_moved(shop: Shop, carol: User, prepared: bool) -> None:
     shop.propose(**HIGH)
     shop.tick()
-    requests.approve(request_of(shop), person=carol, reason="I read it.")
+    requests.approve(request_of(shop), person=carol, how=FRESH, reason="I read it.")
     if prepared:
         assert isinstance(shop.run(approving.await_approval), Outcome)
         assert Rollout.objects.exists()
@@ -262,7 +262,7 @@ def test_leaves_nothing_behind_when_somebody_stops_it_at_the_same_time(
 def test_does_not_start_on_a_signature_whose_right_was_taken_away(shop: Shop, carol: User) -> None:
     shop.propose(**HIGH)
     shop.tick()
-    requests.approve(request_of(shop), person=carol, reason="I read it.")
+    requests.approve(request_of(shop), person=carol, how=FRESH, reason="I read it.")
     carol.groups.remove(RoleGroup.objects.get(role=Role.ARCHITECTURE).group)
     assert roles.facts_of(carol).roles == frozenset()
     assert shop.tick() is State.AWAITING_APPROVAL
@@ -274,7 +274,7 @@ def test_does_not_start_on_a_signature_whose_right_was_taken_away(shop: Shop, ca
 def test_does_not_start_on_the_signature_of_somebody_who_was_deactivated(shop: Shop, carol: User) -> None:
     shop.propose(**HIGH)
     shop.tick()
-    requests.approve(request_of(shop), person=carol, reason="I read it.")
+    requests.approve(request_of(shop), person=carol, how=FRESH, reason="I read it.")
     User.objects.filter(pk=carol.pk).update(is_active=False)
     assert shop.tick() is State.AWAITING_APPROVAL
     assert not Rollout.objects.exists()
@@ -297,7 +297,7 @@ def test_waits_while_another_rollout_of_the_service_is_live(shop: Shop) -> None:
 def test_makes_one_request_and_one_rollout_when_it_is_taken_twice(shop: Shop, carol: User) -> None:
     shop.propose(**HIGH)
     assert all(isinstance(shop.run(approving.await_approval), Waiting) for _ in range(2))
-    requests.approve(request_of(shop), person=carol, reason="I read it.")
+    requests.approve(request_of(shop), person=carol, how=FRESH, reason="I read it.")
     assert [shop.run(approving.await_approval).verdict for _ in range(2)] == [Verdict.PASS, Verdict.PASS]
     assert states() == ["approved"]
     assert Rollout.objects.count() == 1
@@ -310,7 +310,7 @@ def test_expires_when_nobody_used_it_in_time(shop: Shop, settings, carol: User, 
     shop.propose(**HIGH)
     shop.tick()
     if signed:
-        requests.approve(request_of(shop), person=carol, reason="I read it.")
+        requests.approve(request_of(shop), person=carol, how=FRESH, reason="I read it.")
     shop.elapse(settings.APPROVAL_EXPIRY_HOURS * 3600 + 60)
     assert shop.tick() is State.EXPIRED
     assert states() == ["expired"]
@@ -320,7 +320,7 @@ def test_expires_when_nobody_used_it_in_time(shop: Shop, settings, carol: User, 
 def test_asks_again_when_the_proof_is_another_one(shop: Shop, carol: User) -> None:
     shop.propose(**HIGH)
     shop.tick()
-    requests.approve(request_of(shop), person=carol, reason="I read it.")
+    requests.approve(request_of(shop), person=carol, how=FRESH, reason="I read it.")
     staging = shop.improvement.runs.filter(state=State.STAGING).last()
     staging.evidence.update(sha256="f" * 64)
     shop.tick()

@@ -18,6 +18,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from approvals import requests
 from approvals.models import ApprovalRequest
+from approvals.policy import Channel, How
 from improvements.deployers import base_url
 from improvements.models import Improvement, State
 from runerogue import realm, story
@@ -174,7 +175,12 @@ class Command(BaseCommand):
             candidate = improvement.service.releases.get(commit=improvement.head_commit)
             realm.set_faults(candidate, SABOTAGE[sabotage])
         try:
-            requests.approve(request, person=person, reason="Read the patch and its evidence in the demonstration.")
+            requests.approve(
+                request,
+                person=person,
+                how=How(Channel.PROGRAM),
+                reason="Read the patch and its evidence in the demonstration.",
+            )
         except requests.Refused as refused:
             raise CommandError(f"{person} may not sign: {refused}") from refused
         self._tell(f"          signed by {person.username}")

@@ -1,0 +1,138 @@
+"""The audit log, to read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin
+from django.core.paginator import Page, Paginator
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.urls import NoReverseMatch, reverse
+from django.utils.functional import cached_property
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from approvals.admin.parts import STYLES, as_text
+from approvals.models import AuditEntry, AuditHead
+from approvals.readonly import ReadOnly
+
+if TYPE_CHECKING:  # Django's classes take no type parameter at run time
+    EntryModelAdmin = admin.ModelAdmin[AuditEntry]
+    EntryPaginator = Paginator[AuditEntry]
+else:
+    EntryModelAdmin = admin.ModelAdmin
+    EntryPaginator = Paginator
+
+
+COUNTED_AT_MOST = 10_000  # filtered log entries: nobody pages further, and counting a million takes a second
+
+
+class LogPaginator(EntryPaginator):
+    """Pages of the log by sequence instead of OFFSET: the numbers have no gaps, so the last page costs as the first."""
+
+    @cached_property
+    def whole_log(self) -> bool:
+        assert isinstance(self.object_list, QuerySet)
+        return not self.object_list.query.where
+
+    @cached_property
+    def count(self) -> int:
+        assert isinstance(self.object_list, QuerySet)
+        if self.whole_log:
+            return AuditHead.objects.values_list("sequence", flat=True).first() or 0
+        return self.object_list.order_by()[:COUNTED_AT_MOST].count()
+
+    def page(self, number: int | str) -> Page[AuditEntry]:
+        number = self.validate_number(number)
+        if not self.whole_log:
+            return super().page(number)
+        assert isinstance(self.object_list, QuerySet)
+        newest = self.count - (number - 1) * self.per_page
+        entries = self.object_list.filter(sequence__lte=newest, sequence__gt=newest - self.per_page)
+        return Page(entries, number, self)
+
+
+class ValueFilter(admin.SimpleListFilter):
+    """The values that one indexed column of the log has, found by skipping through the index."""
+
+    parameter_name: str
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(value, value) for value in AuditEntry.objects.values_of(self.parameter_name) if value]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[AuditEntry]) -> QuerySet[AuditEntry]:
+        return queryset.filter(**{self.parameter_name: self.value()}) if self.value() else queryset
+
+
+class ActionFilter(ValueFilter):
+    title = "action"
+    parameter_name = "action"
+
+
+class ActorFilter(ValueFilter):
+    title = "who"
+    parameter_name = "actor"
+
+
+class SubjectFilter(ValueFilter):
+    title = "kind of subject"
+    parameter_name = "subject_kind"
+
+
+@admin.register(AuditEntry)
+class AuditEntryAdmin(ReadOnly, EntryModelAdmin):
+    actions = None
+    nothing = "Nothing recorded."
+    list_display = ["sequence", "at", "actor", "action", "about", "reason"]
+    list_filter = [ActionFilter, ActorFilter, SubjectFilter]
+    list_per_page = 100
+    search_fields = ["subject", "because", "actor", "action"]
+    search_help_text = "Looks in subject, reason, person and action."
+    ordering = ["-sequence"]
+    sortable_by = ()
+    show_full_result_count = False
+    paginator = LogPaginator
+    fieldsets = [
+        (None, {"fields": ["sequence", "at", "actor", "action", "about", "because"]}),
+        ("What changed", {"fields": ["before", "after", "more"]}),
+        ("Proof", {"fields": ["prev_hash", "hash", "recorded"]}),
+    ]
+    readonly_fields = ["about", "before", "after", "more", "recorded"]
+
+    class Media:
+        css = STYLES
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[AuditEntry]:
+        entries = super().get_queryset(request)
+        listing = request.resolver_match is not None and str(request.resolver_match.url_name).endswith("_changelist")
+        return entries.defer("payload") if listing else entries
+
+    @admin.display(description="subject")
+    def about(self, entry: AuditEntry) -> SafeString | str:
+        """Linked where the subject has a page. Whether the row is still there is not asked: entries outlive rows."""
+        try:
+            page = reverse(f"admin:{entry.subject_kind.replace('.', '_')}_change", args=[entry.subject_id])
+        except NoReverseMatch:
+            return entry.subject or "—"
+        return format_html('<a href="{}">{}</a>', page, entry.subject)
+
+    @admin.display(description="reason")
+    def reason(self, entry: AuditEntry) -> str:
+        return entry.because if len(entry.because) <= 120 else entry.because[:119] + "…"
+
+    @admin.display(description="was")
+    def before(self, entry: AuditEntry) -> SafeString | str:
+        return as_text(entry.was)
+
+    @admin.display(description="became")
+    def after(self, entry: AuditEntry) -> SafeString | str:
+        return as_text(entry.became)
+
+    @admin.display(description="data")
+    def more(self, entry: AuditEntry) -> SafeString | str:
+        return as_text(entry.data or None)
+
+    @admin.display(description="payload as hashed")
+    def recorded(self, entry: AuditEntry) -> SafeString:
+        return format_html('<pre class="record">{}</pre>', entry.payload)
