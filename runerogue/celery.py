@@ -37,6 +37,8 @@ app.conf.update(
         # Where `advance` goes depends on the step: see improvements.tasks.
         "improvements.tasks.tick": {"queue": "rollout"},
         "improvements.tasks.*": {"queue": "analysis"},
+        # A slow mail server must keep no rollout waiting.
+        "approvals.tasks.send_letters": {"queue": "collect"},
         "approvals.tasks.*": {"queue": "rollout"},
     },
     worker_prefetch_multiplier=1,
@@ -65,6 +67,7 @@ app.conf.beat_schedule = {
     "suggest": every(settings.TICK_SECONDS, "improvements.tasks.suggest"),
     "tidy": every(30, "improvements.tasks.tidy"),
     "expire approvals": every(60, "approvals.tasks.expire"),
+    "send letters": every(settings.NOTIFY_SECONDS, "approvals.tasks.send_letters"),
 }
 app.autodiscover_tasks()
 

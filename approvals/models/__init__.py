@@ -1,6 +1,8 @@
-"""Rows of approvals: the audit log, requests with their signatures, people and their roles, and API tokens."""
+"""Rows of approvals: the audit log, requests with their signatures, people and their roles, letters
+to them, and API tokens."""
 
 from approvals.models.audit import AppendOnly, AuditEntry, AuditHead
+from approvals.models.letter import Delivery, Letter
 from approvals.models.person import PersonSettings
 from approvals.models.request import ApprovalRequest, Signature
 from approvals.models.role import RoleGroup
@@ -12,6 +14,8 @@ __all__ = [
     "ApprovalRequest",
     "AuditEntry",
     "AuditHead",
+    "Delivery",
+    "Letter",
     "PersonSettings",
     "RoleGroup",
     "Scope",

@@ -7,17 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from approvals.posting import NotSent, Undeliverable
 
-class NotSent(Exception):
-    """It was not delivered, and may be when tried later. The message is for people and holds no secrets."""
-
-    def __init__(self, why: str, *, after_seconds: float | None = None) -> None:
-        super().__init__(why)
-        self.after_seconds = after_seconds  # the other side asked for this much patience
-
-
-class Undeliverable(Exception):
-    """It was refused for good, or can't be sent at all until a person changes something."""
+__all__ = ["Line", "Message", "NotSent", "Notifier", "Undeliverable"]
 
 
 @dataclass(frozen=True)

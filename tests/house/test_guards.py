@@ -30,7 +30,7 @@ def test_every_protected_path_exists(pattern: str) -> None:
         "monitoring/notifiers/email.py",
         "monitoring/sandbox.py",
         "monitoring/repository.py",
-        "approvals/policy.py",
+        *(f"approvals/{name}.py" for name in ("policy", "posting", "telling")),
         "runerogue.toml",
     ],
 )

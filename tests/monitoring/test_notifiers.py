@@ -377,7 +377,7 @@ def test_packages_bring_media_but_replace_none(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_knows_the_errors_of_authentication() -> None:
-    from monitoring.notifiers.email import _failure
+    from approvals.posting import failure
 
-    assert isinstance(_failure(535, b"5.7.8 Bad credentials"), NotSent)
-    assert isinstance(_failure(*smtplib.SMTPSenderRefused(553, b"not you", "x").args[:2]), Undeliverable)
+    assert isinstance(failure(535, b"5.7.8 Bad credentials"), NotSent)
+    assert isinstance(failure(*smtplib.SMTPSenderRefused(553, b"not you", "x").args[:2]), Undeliverable)
