@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from approvals.fingerprint import places
 from improvements.authors import AUTHORS, CannotWrite
 from improvements.models import Improvement
 from improvements.outcome import Evidence, Outcome, Verdict
@@ -47,6 +50,7 @@ def write(improvement: Improvement) -> Outcome:
                     "explanation": patch.explanation,
                     "files": sorted(patch.files),
                     "lines_changed": changed,
+                    "places": places(diff, partial(repository.text, base)),
                     "base_tree": repository.tree(base),
                     "tree": repository.tree(commit),
                     "service": improvement.service.name,

@@ -34,6 +34,8 @@ _SETTINGS = (
     "submodule.recurse=false",
     "fetch.recurseSubmodules=false",
     "protocol.ext.allow=never",
+    "diff.suppressBlankEmpty=false",
+    "core.quotePath=false",
     "safe.directory=*",
 )
 # What a private remote needs of our environment: keys, proxies, certificates. Never RuneRogue's own secrets.
@@ -49,6 +51,13 @@ _RUNS_PROGRAMS = re.compile(
     r"|extensions\.worktreeconfig",
     re.IGNORECASE | re.DOTALL,
 )
+
+
+# One text for one patch, whatever the repository's own configuration says.
+PLAIN = (
+    "--no-color", "--no-ext-diff", "--no-textconv", "--text", "--find-renames", "--full-index", "--unified=3",
+    "--inter-hunk-context=0", "--diff-algorithm=myers", "--src-prefix=a/", "--dst-prefix=b/", "-O/dev/null",
+)  # fmt: skip
 
 
 class GitError(Exception):
@@ -77,19 +86,17 @@ class Repository:
                 cwd=cwd or self.path,
                 env=_environment(remote=remote),
                 capture_output=True,
-                encoding="utf-8",
-                errors="replace",
                 timeout=timeout_seconds,
             )
         except subprocess.TimeoutExpired as late:
             raise GitError(
                 f"git {' '.join(arguments)} took more than {timeout_seconds} s in {cwd or self.path}"
             ) from late
+        # Not Python's text mode: it turns every end of line into one kind, and what people sign must not.
+        stdout, stderr = (stream.decode("utf-8", "replace") for stream in (done.stdout, done.stderr))
         if done.returncode:
-            raise GitError(
-                f"git {' '.join(arguments)} failed in {cwd or self.path}: {done.stderr.strip() or done.stdout}"
-            )
-        return done.stdout
+            raise GitError(f"git {' '.join(arguments)} failed in {cwd or self.path}: {stderr.strip() or stdout}")
+        return stdout
 
     def head(self) -> str:
         """The commit at the tip of the branch, 40 hex digits."""
@@ -112,8 +119,11 @@ class Repository:
 
     def diff(self, old: str, new: str) -> str:
         """The whole difference as text: no attribute of the repository hides a file from the people who read it."""
-        plain = ("--no-color", "--no-ext-diff", "--no-textconv", "--text", "--find-renames")
-        return self.git("diff", *plain, old, new, "--").replace("\0", "␀")  # PostgreSQL's text holds no NUL
+        return readable(self.git("diff", *PLAIN, old, new, "--"))
+
+    def text(self, commit: str, path: str) -> str:
+        """A file of `commit`, as its lines are in `diff`. Raises GitError when there is none."""
+        return readable(self.git("show", f"{commit}:{path}"))
 
     def changed_paths(self, old: str, new: str) -> list[str]:
         found = self.git("diff", "--no-ext-diff", "--no-renames", "--name-only", "-z", old, new, "--")
@@ -198,6 +208,11 @@ class Repository:
             return
         if not self.git("diff", "--no-ext-diff", "--name-only", old, "--").strip():
             self.git("reset", "--hard", "--quiet", "HEAD")
+
+
+def readable(text: str) -> str:
+    """As PostgreSQL can hold it: without NUL."""
+    return text.replace("\0", "␀")
 
 
 def _environment(*, remote: bool) -> dict[str, str]:

@@ -17,6 +17,7 @@ from analysis.models import Finding
 from approvals import audit
 from approvals.fingerprint import digest, fingerprint
 from approvals.policy import Tier
+from improvements.binding import binding
 from improvements.outcome import Evidence, Verdict
 from monitoring.models import Service
 
@@ -237,12 +238,14 @@ class Improvement(models.Model):
         return sorted(last.values(), key=lambda run: run.pk)
 
     def fingerprint(self, *, policy_version: str) -> str:
-        """Of patch, evidence and policy together: a signature holds for exactly this."""
+        """Of patch, evidence and policy together: a signature holds for exactly this. A rebase that changes nothing
+        keeps it (see `approvals.fingerprint.content` and `improvements.binding`).
+        """
         before_rollout = (State.AUTHORING, State.TESTING, State.SCANNING, State.STAGING)
         return fingerprint(
             patch=self.diff,
             evidence=[
-                f"{run.state} {run.verdict} {item.sha256}"
+                f"{run.state} {run.verdict} {binding(item.kind, item.content, item.sha256)}"
                 for run in self.proof()
                 if run.state in before_rollout
                 for item in run.evidence.all()

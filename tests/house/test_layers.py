@@ -17,6 +17,7 @@ ARITHMETIC = [
     "approvals/fingerprint.py",
     "approvals/outline.py",
     "approvals/policy.py",
+    "improvements/binding.py",
     "improvements/outcome.py",
     "improvements/risk.py",
     "improvements/verdict.py",

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from approvals.fingerprint import canonical, digest, fingerprint
+from approvals.fingerprint import canonical, digest, fingerprint, places
 
 
 def test_spells_one_meaning_one_way() -> None:
@@ -43,3 +43,122 @@ def test_changes_with_patch_evidence_and_policy_but_not_with_order() -> None:
     }
     assert len(others) == 5
     assert original not in others
+
+
+# --- What of a diff counts -----------------------------------------------------------------------------------------
+
+
+def printed(diff: str) -> str:
+    return fingerprint(patch=diff, evidence=[], policy_version="1/high")
+
+
+PATCH = """diff --git a/shop/app.py b/shop/app.py
+index 1111111111111111111111111111111111111111..2222222222222222222222222222222222222222 100644
+--- a/shop/app.py
++++ b/shop/app.py
+@@ -10,4 +10,4 @@ def price():
+     one = 1
+-    two = 2
++    two = 3
+     three = 3
+     four = 4
+@@ -30,3 +30,3 @@ def total():
+     a = 1
+-- old = 2
+++ new = 2
+     c = 3
+diff --git a/old name.py b/new name.py
+similarity index 93%
+rename from old name.py
+rename to new name.py
+index 3333333333333333333333333333333333333333..4444444444444444444444444444444444444444 100644
+--- a/old name.py\t
++++ b/new name.py\t
+@@ -1 +1 @@
+-x = 1
++x = 2
+\\ No newline at end of file
+"""
+
+SAME = {
+    "the numbers of lines": ("@@ -10,4 +10,4 @@", "@@ -17,4 +19,4 @@"),
+    "hashes of whole files": ("1" * 40, "a" * 40),
+    "how alike files are": ("similarity index 93%", "similarity index 88%"),
+}
+OTHER = {
+    "an added line": ("+    two = 3", "+    two = 4"),
+    "a removed line": ("-    two = 2", "-    two = 5"),
+    "a context line": ("     three = 3", "     three = 9"),
+    "white space": ("+    two = 3", "+    two = 3 "),
+    "an end of line": ("+    two = 3", "+    two = 3\r"),
+    "a sign": ("     three = 3\n", "+    three = 3\n"),
+    "the end of a file": ("\\ No newline at end of file\n", ""),
+    "the function around": ("def price():", "def cost():"),
+    "a path": ("+++ b/shop/app.py", "+++ b/shop/api.py"),
+    "a renamed path": ("rename to new name.py", "rename to other name.py"),
+    "a mode": ("index 1111", "old mode 100644\nnew mode 100755\nindex 1111"),
+    "a file less": (PATCH[PATCH.index("diff --git a/old") :], ""),
+    "a hunk less": (PATCH[PATCH.index("@@ -30,3") : PATCH.index("diff --git a/old")], ""),
+    "what looks like a header": ("++ new = 2", "++ newer = 2"),
+}
+
+
+@pytest.mark.parametrize("what", SAME)
+def test_keeps_a_patch_that_only_moved(what: str) -> None:
+    old, new = SAME[what]
+    assert PATCH.count(old) == 1
+    assert printed(PATCH.replace(old, new)) == printed(PATCH)
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_tells_patches_apart(what: str) -> None:
+    old, new = OTHER[what]
+    assert PATCH.count(old) == 1
+    assert printed(PATCH.replace(old, new)) != printed(PATCH)
+
+
+@pytest.mark.parametrize("sign", ["\ufffd", "␀"])
+def test_counts_hashes_of_what_text_cannot_hold(sign: str) -> None:
+    """Two files of bytes may look alike as text."""
+    binary = PATCH.replace("+    two = 3", f"+    two = {sign}")
+    assert printed(binary) != printed(binary.replace("2" * 40, "b" * 40))
+    assert printed(binary) == printed(binary.replace("4" * 40, "b" * 40)), "the other file is text"
+    assert printed(binary) == printed(binary.replace("@@ -30,3 +30,3", "@@ -31,3 +31,3"))
+
+
+def test_takes_no_line_of_a_file_for_a_header() -> None:
+    """A hunk says how long it is, so what it adds cannot pretend to be the next file, which would not be shown."""
+    honest = "diff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1 +1,3 @@\n one\n+two\n+three\n"
+    for sly in ("diff --git a/y b/y", "index 1..2", "similarity index 5%", "@@ -1 +1 @@"):
+        assert printed(honest.replace("+two", f"+{sly}")) != printed(honest.replace("+two", f"+{sly}!"))
+        assert printed(honest.replace("+two", sly)) != printed(honest.replace("+two", f"{sly}!"))
+
+
+def test_takes_other_text_as_it_is() -> None:
+    assert printed("index 1") != printed("index 2")
+    assert len({printed(text) for text in ("", "\n", "a", "a\n", "{}", "@@ -1 +1 @@", "@@ -2 +2 @@")}) == 7
+
+
+TWINS = "def a():\n    x = 1\n    y = 2\n    z = 3\n\n\ndef b():\n    x = 1\n    y = 2\n    z = 3\n\n\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "before", "place"),
+    [(2, "", 0), (8, "", 1), (8, "import os\n\n", 1), (2, "import os\n\n", 0), (2, TWINS, 2)],
+)
+def test_knows_which_of_several_equal_places_it_is(start: int, before: str, place: int) -> None:
+    line = start + before.count("\n")
+    hunk = f"@@ -{line},3 +{line},3 @@\n     x = 1\n-    y = 2\n+    y = 3\n     z = 3\n"
+    diff = f"diff --git a/x b/x\n--- a/x\n+++ b/x\n{hunk}"
+    assert places(diff, {"x": before + TWINS}.__getitem__) == {"x": [place]}
+
+
+def test_has_no_places_in_what_is_new_or_only_moved() -> None:
+    new = "diff --git a/x b/x\nnew file mode 100644\n--- /dev/null\n+++ b/x\n@@ -0,0 +1 @@\n+one\n"
+    moved = "diff --git a/x b/y\nsimilarity index 100%\nrename from x\nrename to y\n"
+    assert places(new + moved, {}.__getitem__) == {}
+
+
+def test_keeps_the_numbers_where_a_name_cannot_be_read() -> None:
+    diff = 'diff --git "a/x\\"" "b/x\\""\n--- "a/x\\""\n+++ "b/x\\""\n@@ -7,1 +7,1 @@\n-one\n+two\n'
+    assert places(diff, {}.__getitem__) == {'"a/x\\""': [7]}
