@@ -184,15 +184,20 @@ def slot_in_words(slot: Slot) -> str:
 
 class RequestState(StrEnum):
     OPEN = "open"
+    CHANGES_ASKED = "changes-asked"
     APPROVED = "approved"
     REJECTED = "rejected"
     EXPIRED = "expired"
     VOID = "void"
 
 
+PENDING = frozenset({RequestState.OPEN, RequestState.CHANGES_ASKED})  # somebody has to decide
+
+
 class Decision(StrEnum):
     APPROVE = "approve"
     REJECT = "reject"
+    ASK_FOR_CHANGES = "ask-for-changes"
 
 
 @dataclass(frozen=True)
@@ -275,7 +280,11 @@ def may_sign(
     """
     if not person.active:
         return Refused(f"The account of {person.name} is not active, so it cannot sign.")
-    if request.state is not RequestState.OPEN:
+    if request.state is RequestState.CHANGES_ASKED and decision is Decision.APPROVE:
+        return Refused(
+            "Changes are asked for. Nothing is approved until they are made or whoever asks takes that back."
+        )
+    if request.state not in PENDING:
         return Refused(f"This request is {request.state}; only an open request can be signed.")
     if request.expired:
         return Refused("This request has expired. It has to be asked for again.")
@@ -296,6 +305,8 @@ def may_sign(
     if reason is not None and not reason.strip():
         if decision is Decision.REJECT:
             return Refused("A rejection needs a written reason: it is what the next attempt learns from.")
+        if decision is Decision.ASK_FOR_CHANGES:
+            return Refused("Who asks for changes writes down which.")
         if request.requirement.tier.at_least(REASON_FROM):
             return Refused(f"Approving a {request.requirement.tier}-risk change needs a written reason.")
     guarded = decision is Decision.APPROVE and request.requirement.tier.at_least(SECOND_FACTOR_FROM)

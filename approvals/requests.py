@@ -10,7 +10,6 @@ import datetime as dt
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -18,84 +17,51 @@ from django.contrib.auth.models import User
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from approvals import audit, policy, roles, subjects
-from approvals.models.request import ApprovalRequest, Signature
-from approvals.policy import Category, Decision, How, PersonFacts, RequestFacts, RequestState, Requirement, Tier
+from approvals import audit, policy, reminding, roles, signers
+from approvals.circumstances import NOTHING_KNOWN, Circumstances, worse
+from approvals.law import MOVES, Action, Refused, identity, is_over, locked, move, void_signature
+from approvals.models.request import ApprovalRequest, Comment, Signature
+from approvals.policy import PENDING, Category, Decision, How, PersonFacts, RequestState, Requirement, Tier
+from approvals.reminding import expire_due, expiry
+from approvals.signers import facts_of
 from approvals.subjects import SubjectRef
 
 __all__ = [
+    "MOVES",
     "Action",
+    "Awaited",
+    "Circumstances",
+    "Entry",
     "Refused",
     "Standing",
     "StandingState",
     "SubjectRef",
     "approve",
+    "ask_for_changes",
     "awaiting",
+    "comment",
     "expire_due",
+    "expiry",
+    "facts_of",
+    "mark_not_started",
+    "mark_started",
     "open_request",
     "reject",
+    "revoke",
     "standing",
+    "thread",
     "void",
 ]
 
-# The law of requests: what may follow what. Approved is not the end: until the subject has used the approval, a lost
-# right opens the question again, and a change of what was approved voids it.
-MOVES: Mapping[RequestState, frozenset[RequestState]] = {
-    RequestState.OPEN: frozenset(
-        {RequestState.APPROVED, RequestState.REJECTED, RequestState.EXPIRED, RequestState.VOID}
-    ),
-    RequestState.APPROVED: frozenset({RequestState.OPEN, RequestState.EXPIRED, RequestState.VOID}),
-    RequestState.REJECTED: frozenset(),
-    RequestState.EXPIRED: frozenset(),
-    RequestState.VOID: frozenset(),
-}
-
-
-class Action(StrEnum):
-    """What the audit log calls the things that happen here."""
-
-    OPENED = "approval.opened"
-    SIGNED = "approval.signed"
-    SIGNATURE_VOIDED = "approval.signature_voided"
-    APPROVED = "approval.approved"
-    APPROVED_BY_POLICY = "approval.approved_by_policy"
-    REJECTED = "approval.rejected"
-    EXPIRED = "approval.expired"
-    VOIDED = "approval.voided"
-    REOPENED = "approval.reopened"
-
-
-class Refused(Exception):
-    """A rule forbids it; the text is the rule's own sentence, fit for people."""
-
-    @property
-    def why(self) -> str:
-        return str(self)
-
-
-class StandingState(StrEnum):
-    SATISFIED = "satisfied"
-    WAITING = "waiting"
-    REJECTED = "rejected"
-    EXPIRED = "expired"
-    VOID = "void"
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Whether a request's signatures allow its subject to go ahead now, and why."""
-
-    state: StandingState
-    why: str
-
-    @property
-    def satisfied(self) -> bool:
-        return self.state is StandingState.SATISFIED
+LONGEST_COMMENT = 4_000  # characters
 
 
 def policy_version() -> str:
     """The policy in force with this installation's settings."""
     return policy.version(Tier(settings.SELF_BUILD_APPROVAL_REQUIRED))
+
+
+# --- Asking ------------------------------------------------------------------------------------------------------
 
 
 def open_request(
@@ -108,25 +74,33 @@ def open_request(
     expires_at: dt.datetime,
     edited_by: Iterable[User] = (),
     categories: Iterable[Category] = (),
+    circumstances: Circumstances = NOTHING_KNOWN,
 ) -> ApprovalRequest:
     """The request for exactly this subject, fingerprint and requirement, made when there is none.
 
-    A request that people answered or let expire is returned as it is; one for another fingerprint or requirement is
-    voided. A requirement without signatures is approved at once, by the policy. `facts` is what signers see, all
-    optional: what, why, on_approve, undo, diff (text), proof and risk_drivers (lists of text or of dicts with name,
-    verdict and summary), risk (0-1).
+    A request that people answered or let expire is returned as it is; one for another fingerprint or requirement, or
+    since which the circumstances got worse, is voided, its signers are told why, and another is made. A requirement
+    without signatures is approved at once, by the policy. `facts` is what signers see, all optional: what, why,
+    on_approve, undo, diff (text), proof and risk_drivers (lists of text or of dicts with name, verdict and summary),
+    risk (0-1); what the circumstances say is added to the proof.
     """
     with transaction.atomic():
         serialise(subject)
+        again = False
         for row in ApprovalRequest.objects.about(subject.kind, subject.id).select_for_update(no_key=True):
             if row.state == RequestState.VOID:
                 continue
             # A no to exactly this stays a no, whatever the policy would ask for by now.
             rejected = row.state == RequestState.REJECTED
             if row.fingerprint == fingerprint and (rejected or row.requirement == requirement.as_json()):
-                return row
-            if RequestState.VOID in MOVES[RequestState(row.state)]:
-                close(row, RequestState.VOID, Action.VOIDED, because=WHY_CHANGED)
+                because = worse(Circumstances.from_json(row.circumstances), circumstances)
+                if not because or is_over(row):
+                    return row
+                void_and_tell(row, because)
+                again = True
+            elif not is_over(row):
+                void_and_tell(row, WHY_CHANGED)
+                again = True
         at = now()
         row = ApprovalRequest.objects.create(
             subject_kind=subject.kind,
@@ -140,26 +114,76 @@ def open_request(
             fingerprint=fingerprint,
             policy_version=requirement.policy_version,
             proposed_by=proposed_by,
-            facts=audit.plain(facts),
+            facts=audit.plain(with_circumstances(facts, circumstances)),
+            circumstances=circumstances.as_json(),
             state=RequestState.OPEN,
             created_at=at,
             expires_at=expires_at,
         )
         editors = list(edited_by)
         row.edited_by.set(editors)
+        if requirement.signatures:
+            reminding.tell_asked(row, at, again="anew" if again else "")
         audit.record(
             Action.OPENED,
             row,
             actor=proposed_by,
             because=requirement.reason,
-            data={**identity(row), "requirement": row.requirement, "edited_by": [user.username for user in editors]},
+            data={
+                **identity(row),
+                "requirement": row.requirement,
+                "edited_by": [user.username for user in editors],
+                "circumstances": row.circumstances,
+            },
         )
         if not requirement.signatures:
-            close(row, RequestState.APPROVED, Action.APPROVED_BY_POLICY, because=requirement.reason)
+            move(row, RequestState.APPROVED, Action.APPROVED_BY_POLICY, because=requirement.reason)
         return row
 
 
 WHY_CHANGED = "The patch, its evidence or what the policy asks for has changed since."
+
+
+def with_circumstances(facts: Mapping[str, Any], circumstances: Circumstances) -> dict[str, Any]:
+    lines = [{"name": "Circumstances", "summary": line} for line in circumstances.in_words()]
+    proof = facts.get("proof") or []
+    if isinstance(proof, Mapping):
+        proof = [{"name": name, "summary": text} for name, text in proof.items()]
+    elif isinstance(proof, str):
+        proof = [proof]
+    return {**facts, "proof": [*proof, *lines]} if lines else dict(facts)
+
+
+def void(request: ApprovalRequest, because: str, *, tell_signers: bool = False) -> ApprovalRequest:
+    """Withdraw the question and every signature under it. A request that is already over stays as it is.
+
+    `tell_signers` where it will be asked again, about something else.
+    """
+    with transaction.atomic():
+        row = locked(request)
+        if not is_over(row) and tell_signers:
+            void_and_tell(row, because)
+        elif not is_over(row):
+            move(row, RequestState.VOID, Action.VOIDED, because=because)
+        return row
+
+
+def void_and_tell(row: ApprovalRequest, because: str) -> None:
+    """Void a locked request because it is not what was signed any more, and tell those who signed."""
+    signed = [one.person for one in signers.approvals_of([row]).select_related("person")]
+    reminding.tell_signers_void(row, signed, because)
+    move(row, RequestState.VOID, Action.VOIDED, because=because)
+
+
+def serialise(subject: SubjectRef) -> None:
+    """Let one transaction at a time ask about a subject. Row locks cannot: there may be no row yet."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"approval request {subject.kind} {subject.id}"]
+        )
+
+
+# --- Deciding ----------------------------------------------------------------------------------------------------
 
 
 def approve(
@@ -180,36 +204,52 @@ def reject(
     return decide(request, person, Decision.REJECT, how, reason, seen)
 
 
+def ask_for_changes(
+    request: ApprovalRequest, *, person: User, how: How, reason: str, seen: str | None = None
+) -> ApprovalRequest:
+    """Say what has to change first: nothing is approved until that is another request, or `revoke` takes it back.
+
+    Raises Refused with the rule that forbids it.
+    """
+    return decide(request, person, Decision.ASK_FOR_CHANGES, how, reason, seen)
+
+
 def decide(
     request: ApprovalRequest, person: User, decision: Decision, how: How, reason: str, seen: str | None
 ) -> ApprovalRequest:
+    reason = reason.strip()
     with transaction.atomic():
         row = locked(request)
         at = now()
-        if seen is not None and seen != row.fingerprint:
-            raise Refused("What you looked at is not what is asked now. Open the request again.")
-        if row.state == RequestState.OPEN and row.policy_version != policy_version():
+        refuse_unseen(row, seen)
+        if row.state in PENDING and row.policy_version != policy_version():
             raise Refused("The policy has changed since this was asked. It will be asked again.")
-        signer, signers = with_rights_locked(row, at, person)
-        answer = policy.may_sign(signer, facts_of(row, signers, at), decision=decision, reason=reason, how=how)
+        signer, approving = signers.with_rights_locked(row, at, person)
+        answer = policy.may_sign(signer, facts_of(row, approving, at), decision=decision, reason=reason, how=how)
         if isinstance(answer, policy.Refused):
             raise Refused(answer.why)
+        if own := asks_of(row).filter(person=person).first():
+            if decision is Decision.ASK_FOR_CHANGES:
+                raise Refused(f"{signer.name} asks for changes already. Comment to say more.")
+            void_signature(own, at, f"{signer.name} decided otherwise.")
         Signature.objects.create(
             request=row,
             person=person,
             role=answer.role,
             decision=decision,
-            reason=reason.strip(),
+            reason=reason,
             fingerprint=row.fingerprint,
             channel=how.channel,
             second_factor=how.is_fresh,
             at=at,
         )
+        if decision is Decision.ASK_FOR_CHANGES:
+            reminding.tell_of_changes(row, person, reason)
         audit.record(
             Action.SIGNED,
             row,
             actor=person,
-            because=reason.strip(),
+            because=reason,
             data={
                 **identity(row),
                 "decision": decision,
@@ -218,74 +258,210 @@ def decide(
                 "second_factor": how.is_fresh,
             },
         )
-        if decision is Decision.REJECT:
-            close(row, RequestState.REJECTED, Action.REJECTED, actor=person, because=reason.strip())
-        elif not policy.missing(row.needs, (*signers, signer)):
-            names = " and ".join(one.name for one in (*signers, signer))
-            close(row, RequestState.APPROVED, Action.APPROVED, actor=person, because=f"Signed by {names}.")
+        follow(row, decision, person, reason, (*approving, signer))
         return row
 
 
-def void(request: ApprovalRequest, because: str) -> ApprovalRequest:
-    """Withdraw the question and every signature under it. A request that is already over stays as it is."""
+def follow(
+    row: ApprovalRequest, decision: Decision, person: User, reason: str, approving: tuple[PersonFacts, ...]
+) -> None:
+    """What a decision means for the request. `approving` are those who approve it, if this was an approval."""
+    match decision:
+        case Decision.REJECT:
+            move(row, RequestState.REJECTED, Action.REJECTED, actor=person, because=reason)
+        case Decision.ASK_FOR_CHANGES if row.state == RequestState.OPEN:
+            move(row, RequestState.CHANGES_ASKED, Action.CHANGES_ASKED, actor=person, because=reason)
+        case Decision.APPROVE if not policy.missing(row.needs, approving):
+            names = " and ".join(one.name for one in approving)
+            move(row, RequestState.APPROVED, Action.APPROVED, actor=person, because=f"Signed by {names}.")
+
+
+def refuse_unseen(row: ApprovalRequest, seen: str | None) -> None:
+    if seen is not None and seen != row.fingerprint:
+        raise Refused("What you looked at is not what is asked now. Open the request again.")
+
+
+def asks_of(row: ApprovalRequest) -> Any:
+    """The standing decisions that ask for changes."""
+    return row.signatures.standing().filter(decision=Decision.ASK_FOR_CHANGES)
+
+
+def nobody_asks_any_more(row: ApprovalRequest) -> bool:
+    return row.state == RequestState.CHANGES_ASKED and not asks_of(row).exists()
+
+
+def revoke(
+    request: ApprovalRequest, *, person: User, how: How, reason: str = "", seen: str | None = None
+) -> ApprovalRequest:
+    """Take one's own approval, or one's asking for changes, back: until what it allows has begun.
+
+    Raises Refused with the rule that forbids it. A rejection has ended the request and stays.
+    """
+    reason = reason.strip()
     with transaction.atomic():
         row = locked(request)
-        if RequestState.VOID in MOVES[RequestState(row.state)]:
-            close(row, RequestState.VOID, Action.VOIDED, because=because)
+        at = now()
+        refuse_unseen(row, seen)
+        if row.started_at is not None:
+            raise Refused("What this allowed has begun, so nothing is taken back any more. Stop it instead.")
+        if is_over(row):
+            raise Refused(f"This request is {row.state}; there is nothing to take back.")
+        own = row.signatures.standing().filter(person=person).first()
+        if own is None:
+            raise Refused(f"{person.username} has decided nothing here that could be taken back.")
+        if not roles.facts_of(person).active:
+            raise Refused(f"The account of {person.username} is not active.")
+        because = f"{person.username} took it back{f': {reason}' if reason else '.'}"
+        void_signature(own, at, because)
+        audit.record(
+            Action.REVOKED,
+            row,
+            actor=person,
+            because=reason,
+            data={**identity(row), "decision": own.decision, "channel": how.channel, "second_factor": how.is_fresh},
+        )
+        if row.state == RequestState.APPROVED or (
+            row.state == RequestState.CHANGES_ASKED and not asks_of(row).exists()
+        ):
+            move(row, RequestState.OPEN, Action.REOPENED, because=because)
+            reminding.tell_asked(row, at, again=f"after-{own.pk}")
         return row
 
 
-def standing(request: ApprovalRequest, fingerprint: str) -> Standing:
+def comment(
+    request: ApprovalRequest, *, person: User, how: How, reason: str, seen: str | None = None
+) -> ApprovalRequest:
+    """Say something and decide nothing. Whoever has a role may, also when the request is over. Raises Refused."""
+    text = reason.strip()
+    with transaction.atomic():
+        row = locked(request)
+        refuse_unseen(row, seen)
+        speaker = signers.people_for(row, [person.pk])[person.pk]
+        if not speaker.active or not speaker.roles:
+            raise Refused(f"Only people with a role write here, and {speaker.name} has none.")
+        if not text:
+            raise Refused("A comment says something.")
+        if len(text) > LONGEST_COMMENT:
+            raise Refused(f"A comment has at most {LONGEST_COMMENT} characters, and this has {len(text)}.")
+        text = audit.plain(text)
+        Comment.objects.create(request=row, person=person, text=text, channel=how.channel, at=now())
+        data = {**identity(row), "channel": how.channel}
+        audit.record(Action.COMMENTED, row, actor=person, because=text, data=data)
+        return row
+
+
+# --- Rechecking --------------------------------------------------------------------------------------------------
+
+
+class StandingState(StrEnum):
+    SATISFIED = "satisfied"
+    WAITING = "waiting"
+    CHANGES_ASKED = "changes-asked"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+    VOID = "void"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Whether a request's signatures allow its subject to go ahead now, and why."""
+
+    state: StandingState
+    why: str
+
+    @property
+    def satisfied(self) -> bool:
+        return self.state is StandingState.SATISFIED
+
+
+def standing(request: ApprovalRequest, fingerprint: str, circumstances: Circumstances = NOTHING_KNOWN) -> Standing:
     """Whether the signatures allow what has this fingerprint to go ahead, checked afresh under locks.
 
-    Call it in the transaction that starts what was approved: until that ends, nobody can sign, reject, lose a right or
-    be deactivated. What no longer holds is written down on the way: a changed fingerprint or policy voids the request,
-    a passed deadline expires it, and a signer who lost the right opens it again.
+    Call it in the transaction that starts what was approved, and `mark_started` after it: until that ends, nobody can
+    sign, reject, lose a right or be deactivated. What no longer holds is written down on the way: a changed
+    fingerprint or policy and worse circumstances void the request, a passed deadline expires it, and a signer who lost
+    the right opens it again.
     """
     with transaction.atomic():
         row = locked(request)
         at = now()
-        if not MOVES[RequestState(row.state)]:
+        if not is_over(row):
+            end_what_does_not_hold(row, at, fingerprint, circumstances)
+        if is_over(row):
             return Standing(StandingState(row.state), row.because)
-        if row.fingerprint != fingerprint:
-            close(row, RequestState.VOID, Action.VOIDED, because=WHY_CHANGED)
-        elif row.policy_version != policy_version():
-            close(row, RequestState.VOID, Action.VOIDED, because="The approval policy has changed since.")
-        elif row.expires_at <= at:
-            close(
-                row, RequestState.EXPIRED, Action.EXPIRED, because=f"Not used by {row.expires_at:%Y-%m-%d %H:%M} UTC."
-            )
-        if not MOVES[RequestState(row.state)]:
-            return Standing(StandingState(row.state), row.because)
-        missing = policy.missing(row.needs, still_signing(row, at))
+        missing = policy.missing(row.needs, signers.still_signing(row, at))
         if missing and row.state == RequestState.APPROVED:
-            reopen(row, because=f"A signature no longer counts; missing again: {policy.in_words(missing)}.")
-        if row.state == RequestState.OPEN:
-            # Even when nothing is missing any more (somebody gained a role): only a signature approves.
-            return Standing(StandingState.WAITING, f"Waiting for {policy.in_words(missing or row.needs.signatures)}.")
-        return Standing(StandingState.SATISFIED, row.because)
+            because = f"A signature no longer counts; missing again: {policy.in_words(missing)}."
+            move(row, RequestState.OPEN, Action.REOPENED, because=because)
+            last = row.signatures.exclude(voided_at=None).order_by("voided_at", "pk").last()
+            reminding.tell_asked(row, at, again=f"after-{last.pk if last else 0}")
+        if row.state == RequestState.CHANGES_ASKED:
+            forget_asks_without_right(row, at)
+        match RequestState(row.state):
+            case RequestState.CHANGES_ASKED:
+                return Standing(StandingState.CHANGES_ASKED, f"Changes are asked for: {row.because}")
+            case RequestState.OPEN:
+                # Even when nothing is missing any more (somebody gained a role): only a signature approves.
+                waited_for = policy.in_words(missing or row.needs.signatures)
+                return Standing(StandingState.WAITING, f"Waiting for {waited_for}.")
+            case _:
+                return Standing(StandingState.SATISFIED, row.because)
 
 
-def expire_due(at: dt.datetime) -> int:
-    """Expire the open requests whose time is up; how many that were. One somebody is signing is left for next time."""
-    expired = 0
-    for pk in list(ApprovalRequest.objects.overdue(at).values_list("pk", flat=True)):
-        with transaction.atomic():
-            row = (
-                ApprovalRequest.objects.overdue(at)
-                .select_for_update(no_key=True, skip_locked=True)
-                .filter(pk=pk)
-                .first()
-            )
-            if row:
-                because = f"Nobody decided by {row.expires_at:%Y-%m-%d %H:%M} UTC."
-                close(row, RequestState.EXPIRED, Action.EXPIRED, because=because)
-                expired += 1
-    return expired
+def end_what_does_not_hold(
+    row: ApprovalRequest, at: dt.datetime, fingerprint: str, circumstances: Circumstances
+) -> None:
+    if row.fingerprint != fingerprint:
+        void_and_tell(row, WHY_CHANGED)
+    elif row.policy_version != policy_version():
+        void_and_tell(row, "The approval policy has changed since.")
+    elif because := worse(Circumstances.from_json(row.circumstances), circumstances):
+        void_and_tell(row, because)
+    elif row.expires_at <= at:
+        because = f"Not used by {row.expires_at:%Y-%m-%d %H:%M} UTC."
+        move(row, RequestState.EXPIRED, Action.EXPIRED, because=because)
 
 
-def awaiting(person: User, at: dt.datetime) -> list[int]:
-    """The ids of the open requests that `person` may sign now, the most urgent first."""
+def forget_asks_without_right(row: ApprovalRequest, at: dt.datetime) -> None:
+    """Whoever may not sign any more keeps nobody else from signing."""
+    wanted = frozenset[policy.Role]().union(*row.needs.signatures)
+    asks = list(asks_of(row))
+    known = signers.people_for(row, [one.person_id for one in asks], lock=True)
+    lost = [one for one in asks if not known[one.person_id].active or not known[one.person_id].roles & wanted]
+    for ask in lost:
+        name = known[ask.person_id].name
+        because = f"{name} asked for changes and has no role any more that may sign this."
+        void_signature(ask, at, because)
+        audit.record(Action.SIGNATURE_VOIDED, row, because=because, data={**identity(row), "person": name})
+    if lost and len(lost) == len(asks):
+        move(row, RequestState.OPEN, Action.REOPENED, because="Nobody asks for changes any more.")
+        reminding.tell_asked(row, at, again=f"after-{lost[-1].pk}")
+
+
+def mark_started(request: ApprovalRequest) -> None:
+    """What was approved begins, in the transaction that `standing` said so: from now on no signature is taken back."""
+    ApprovalRequest.objects.filter(pk=request.pk, started_at=None).update(started_at=now())
+
+
+def mark_not_started(kind: str, subject_id: int) -> None:
+    """What was prepared did not begin after all: signatures can be taken back again."""
+    ApprovalRequest.objects.about(kind, subject_id).exclude(started_at=None).update(started_at=None)
+
+
+# --- Looking -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Awaited:
+    """A request that waits for somebody. `id` is its row's, `age` how long it has been waiting."""
+
+    id: int
+    age: dt.timedelta
+    deadline: dt.datetime
+
+
+def awaiting(person: User, at: dt.datetime) -> list[Awaited]:
+    """The open requests that `person` may sign now, the most urgent first."""
     rows = list(
         ApprovalRequest.objects.open()
         .filter(expires_at__gt=at)
@@ -294,122 +470,51 @@ def awaiting(person: User, at: dt.datetime) -> list[int]:
         .order_by("expires_at", "pk")
     )
     signed: dict[int, list[int]] = {}
-    for request_id, person_id in approvals_of(rows).values_list("request_id", "person_id"):
+    for request_id, person_id in signers.approvals_of(rows).values_list("request_id", "person_id"):
         signed.setdefault(request_id, []).append(person_id)
-    known = roles.people([person.pk, *(one for many in signed.values() for one in many)])
-    return [
-        row.pk
-        for row in rows
-        if isinstance(
-            policy.may_sign(
-                known[person.pk],
-                facts_of(row, [known[one] for one in signed.get(row.pk, []) if one in known], at),
-            ),
-            policy.Allowed,
+    ids = [person.pk, *(one for many in signed.values() for one in many)]
+    found = []
+    for scope in sorted({row.scope for row in rows}):
+        of_scope = [row for row in rows if row.scope == scope]
+        known = signers.people_for(of_scope[0], ids)
+        for row in of_scope:
+            facts = facts_of(row, [known[one] for one in signed.get(row.pk, []) if one in known], at)
+            if isinstance(policy.may_sign(known[person.pk], facts), policy.Allowed):
+                found.append(Awaited(row.pk, at - row.created_at, row.expires_at))
+    return sorted(found, key=lambda one: (one.deadline, one.id))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that somebody said or decided about a request. `decision` is None for a comment."""
+
+    at: dt.datetime
+    person: str
+    text: str
+    decision: Decision | None = None
+    role: str = ""
+    on_behalf_of: str = ""
+    channel: str = ""
+    second_factor: bool = False
+    voided_because: str = ""
+
+
+def thread(request: ApprovalRequest) -> list[Entry]:
+    """Decisions and comments in the order in which they came."""
+    entries = [
+        Entry(
+            one.at,
+            one.person.username,
+            one.reason,
+            Decision(one.decision),
+            one.role,
+            one.on_behalf_of.username if one.on_behalf_of else "",
+            one.channel,
+            one.second_factor,
+            one.voided_because,
         )
+        for one in request.signatures.select_related("person", "on_behalf_of")
     ]
-
-
-def facts_of(row: ApprovalRequest, signers: Iterable[PersonFacts], at: dt.datetime) -> RequestFacts:
-    """A request as the policy sees it."""
-    return RequestFacts(
-        requirement=row.needs,
-        state=RequestState(row.state),
-        expired=row.expires_at <= at,
-        proposed_by=row.proposed_by_id,
-        edited_by=frozenset(user.pk for user in row.edited_by.all()),
-        signers=tuple(signers),
-    )
-
-
-def approvals_of(rows: Iterable[ApprovalRequest]) -> Any:
-    return Signature.objects.standing().filter(request__in=list(rows), decision=Decision.APPROVE)
-
-
-def locked(request: ApprovalRequest) -> ApprovalRequest:
-    return ApprovalRequest.objects.select_for_update(no_key=True).get(pk=request.pk)
-
-
-def serialise(subject: SubjectRef) -> None:
-    """Let one transaction at a time ask about a subject. Row locks cannot: there may be no row yet."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"approval request {subject.kind} {subject.id}"]
-        )
-
-
-def still_signing(row: ApprovalRequest, at: dt.datetime) -> tuple[PersonFacts, ...]:
-    """Those whose approval of `row` stands, their rights locked. Approvals of people who lost theirs are voided."""
-    return sift(row, at, roles.people(approvals_of([row]).values_list("person_id", flat=True), lock=True))
-
-
-def with_rights_locked(
-    row: ApprovalRequest, at: dt.datetime, person: User
-) -> tuple[PersonFacts, tuple[PersonFacts, ...]]:
-    """`person` and those whose approval of `row` stands.
-
-    All are locked in one go: two requests whose signers meet crosswise would wait for each other otherwise.
-    """
-    known = roles.people([person.pk, *approvals_of([row]).values_list("person_id", flat=True)], lock=True)
-    return known[person.pk], sift(row, at, known)
-
-
-def sift(row: ApprovalRequest, at: dt.datetime, known: Mapping[int, PersonFacts]) -> tuple[PersonFacts, ...]:
-    wanted = frozenset[policy.Role]().union(*row.needs.signatures)
-    standing_signers, lost = [], []
-    for signature in approvals_of([row]).filter(fingerprint=row.fingerprint):
-        signer = known[signature.person_id]
-        if signer.active and signer.roles & wanted:
-            standing_signers.append(signer)
-        else:
-            lost.append((signature, signer))
-    for signature, signer in lost:
-        why = "no longer has a role that may sign this." if signer.active else "was deactivated."
-        because = f"{signer.name} {why}"
-        void_signature(signature, at, because)
-        audit.record(Action.SIGNATURE_VOIDED, row, because=because, data={**identity(row), "person": signer.name})
-    return tuple(standing_signers)
-
-
-def void_signature(signature: Signature, at: dt.datetime, because: str) -> None:
-    signature.voided_at, signature.voided_because = at, because
-    signature.save(update_fields=["voided_at", "voided_because"])
-
-
-def close(
-    row: ApprovalRequest, target: RequestState, action: Action, *, because: str, actor: User | None = None
-) -> None:
-    """Move a locked request out of its state: the row, its signatures, the audit entry, and the word to who waits."""
-    origin = RequestState(row.state)
-    assert target in MOVES[origin], f"{origin} → {target} is no legal move"
-    row.state, row.decided_at, row.because = target, now(), because
-    row.save(update_fields=["state", "decided_at", "because"])
-    if target in (RequestState.VOID, RequestState.EXPIRED):
-        for signature in row.signatures.standing():
-            void_signature(signature, row.decided_at, because)
-    written_down(row, origin, action, actor, because)
-
-
-def reopen(row: ApprovalRequest, *, because: str) -> None:
-    """Ask again for what was approved."""
-    origin = RequestState(row.state)
-    assert RequestState.OPEN in MOVES[origin], f"{origin} → open is no legal move"
-    row.state, row.decided_at, row.because = RequestState.OPEN, None, because
-    row.save(update_fields=["state", "decided_at", "because"])
-    written_down(row, origin, Action.REOPENED, None, because)
-
-
-def written_down(row: ApprovalRequest, origin: RequestState, action: Action, actor: User | None, because: str) -> None:
-    audit.record(action, row, actor=actor, because=because, was=origin, became=row.state, data=identity(row))
-    # robust: a waker that fails must not look like a decision that failed. A later tick sees the decision anyway.
-    transaction.on_commit(partial(subjects.tell, row.subject_kind, row.subject_id), robust=True)
-
-
-def identity(row: ApprovalRequest) -> dict[str, Any]:
-    """What ties an entry about a request to its subject and to what exactly was asked."""
-    return {
-        "subject": f"{row.subject_kind} {row.subject_id}",
-        "fingerprint": row.fingerprint,
-        "tier": row.tier,
-        "policy_version": row.policy_version,
-    }
+    for said in request.comments.select_related("person"):
+        entries.append(Entry(said.at, said.person.username, said.text, channel=said.channel))
+    return sorted(entries, key=lambda entry: entry.at)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from celery import shared_task
 from django.utils.timezone import now
 
-from approvals import requests, telling
+from approvals import reminding, telling
 from approvals.models import StoredAnswer
 
 
 @shared_task(name="approvals.tasks.expire")
 def expire() -> int:
-    """Expire the open requests whose time is up, and forget old letters and answers of writes. Repeats harmlessly."""
+    """Remind of requests that wait, escalate and expire them; forget old letters and answers. Repeats harmlessly."""
     StoredAnswer.objects.forget_old(now())
     telling.forget_old(now())
-    return requests.expire_due(now())
+    return reminding.run(now())
 
 
 @shared_task(name="approvals.tasks.send_letters")

@@ -6,7 +6,7 @@ lock of the request, in the transaction that starts the rollout.
 
 from __future__ import annotations
 
-import datetime as dt
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from django.conf import settings
@@ -18,7 +18,7 @@ from approvals.models import ApprovalRequest
 from approvals.policy import Tier
 from approvals.requests import StandingState
 from approvals.subjects import SubjectRef
-from improvements import risk
+from improvements import circumstances, risk
 from improvements.models import Improvement, Release, Rollout, State
 from improvements.outcome import Evidence, Outcome, Verdict, Waiting
 from improvements.releasing import current_release
@@ -73,6 +73,7 @@ def await_approval(improvement: Improvement) -> Outcome | Waiting:
         # Ask, recheck and start in one transaction: meanwhile no stop can come in between, no right can be revoked and
         # no signature be voided.
         improvement.hold()
+        known = circumstances.read(improvement, timezone.now())
         request = requests.open_request(
             SubjectRef(
                 "improvement",
@@ -85,22 +86,26 @@ def await_approval(improvement: Improvement) -> Outcome | Waiting:
             fingerprint=fingerprint,
             proposed_by=improvement.proposed_by,
             facts=facts_for_signers(improvement, assessed),
-            expires_at=timezone.now() + dt.timedelta(hours=settings.APPROVAL_EXPIRY_HOURS),
+            expires_at=requests.expiry(improvement.service.name, timezone.now()),
+            edited_by=improvement.edited_by.all(),
+            circumstances=known,
         )
-        standing = requests.standing(request, fingerprint)
+        standing = requests.standing(request, fingerprint, known)
         if standing.satisfied:
-            return _start_rollout(improvement, current, standing.why, evidence)
+            return _start_rollout(improvement, request, current, standing.why, evidence)
         # A worker may have died between preparing the rollout and moving on; what it prepared no longer holds.
         discard_prepared(improvement)
-    match standing.state:
-        case StandingState.WAITING:
-            return Waiting(standing.why, seconds=2)
-        case StandingState.EXPIRED:
-            return Outcome(Verdict.FAIL, standing.why, evidence, ending="expired")
-        case StandingState.VOID:
-            return Waiting(f"asked again: {standing.why}", seconds=0)
-        case _:
-            return Outcome(Verdict.FAIL, standing.why, evidence)
+    return UNSATISFIED[standing.state](standing.why, evidence)
+
+
+# What the step says when nothing may start.
+UNSATISFIED: Mapping[StandingState, Callable[[str, tuple[Evidence, ...]], Outcome | Waiting]] = {
+    StandingState.WAITING: lambda why, _: Waiting(why, seconds=2),
+    StandingState.CHANGES_ASKED: lambda why, _: Waiting(why, seconds=2),
+    StandingState.VOID: lambda why, _: Waiting(f"asked again: {why}", seconds=0),
+    StandingState.EXPIRED: lambda why, evidence: Outcome(Verdict.FAIL, why, evidence, ending="expired"),
+    StandingState.REJECTED: lambda why, evidence: Outcome(Verdict.FAIL, why, evidence),
+}
 
 
 def assess(improvement: Improvement, *, inconclusive: int) -> risk.Risk:
@@ -166,7 +171,7 @@ def facts_for_signers(improvement: Improvement, assessed: risk.Risk) -> dict[str
 def withdraw(improvement: Improvement, because: str) -> None:
     """Withdraw what was asked for an improvement, and a rollout that was prepared and has not moved any traffic.
 
-    Every way out of AWAITING_APPROVAL but the rollout's takes this along, in the transaction of its move.
+    Every end without a rollout takes this along, in the transaction of its move.
     """
     discard_prepared(improvement)
     for request in ApprovalRequest.objects.about("improvement", improvement.pk):
@@ -174,11 +179,13 @@ def withdraw(improvement: Improvement, because: str) -> None:
 
 
 def discard_prepared(improvement: Improvement) -> None:
-    Rollout.objects.filter(improvement=improvement, step_since=None, step=0).delete()
+    """What was prepared did not begin: whoever signed may take that back again."""
+    if Rollout.objects.filter(improvement=improvement, step_since=None, step=0).delete()[0]:
+        requests.mark_not_started("improvement", improvement.pk)
 
 
 def _start_rollout(
-    improvement: Improvement, current: Release, why: str, evidence: tuple[Evidence, ...]
+    improvement: Improvement, request: ApprovalRequest, current: Release, why: str, evidence: tuple[Evidence, ...]
 ) -> Outcome | Waiting:
     """Inside the transaction that rechecked the signatures. The database allows one live rollout a service."""
     if not Rollout.objects.filter(improvement=improvement).exists():
@@ -190,6 +197,7 @@ def _start_rollout(
                 )
         except IntegrityError:
             return Waiting(f"another rollout of {improvement.service.name} is live", seconds=5)
+        requests.mark_started(request)
         audit.record(
             "rollout.started",
             improvement,

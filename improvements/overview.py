@@ -57,7 +57,7 @@ def overview_for(person: User, at: dt.datetime) -> Overview | None:
     """The overview as `person` may see it now; None without the rights to look."""
     if not person.has_perms(NEEDED):
         return None
-    awaiting = requests.awaiting(person, at)
+    awaiting = [one.id for one in requests.awaiting(person, at)]
     asked = ApprovalRequest.objects.defer("facts").in_bulk(awaiting[:MOST_ROWS])
     firing = Alert.objects.firing().filter(service__archived_at=None).select_related("service")
     under_way = Improvement.objects.unfinished().exclude(state=State.SUGGESTED, started_at=None)

@@ -26,9 +26,10 @@ def stop(improvement: Improvement, *, actor: User | None, because: str) -> State
             target = State.ROLLING_BACK
         elif state is State.AWAITING_APPROVAL:
             target = State.REJECTED
-            withdraw(improvement, because)
         else:
             target = State.DISMISSED
+        if target is not State.ROLLING_BACK:
+            withdraw(improvement, because)
         improvement.move_to(target, actor=actor, because=because)
     return target
 

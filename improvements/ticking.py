@@ -21,7 +21,7 @@ from django.utils import timezone
 
 from approvals import audit
 from improvements import approving, rolling, stopping
-from improvements.models import Improvement, LostRace, State, StepRun
+from improvements.models import ENDED, Improvement, LostRace, State, StepRun
 from improvements.outcome import Outcome, Waiting
 from improvements.pipeline import PIPELINE
 
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 # are bad luck (an engine restarted, a machine was out of memory) and only cost a tick.
 MOST_CRASHES = 5
 CRASH_WINDOW = dt.timedelta(minutes=10)
+WITHOUT_ROLLOUT = ENDED - {State.ROLLED_BACK}
 
 
 class LostLease(Exception):
@@ -136,10 +137,13 @@ def _record(improvement: Improvement, run: StepRun, token: uuid.UUID, outcome: O
 
 
 def _leave(improvement: Improvement, target: State, *, because: str) -> None:
-    """Inside the transaction of the move, before anything locks the audit log: whoever leaves AWAITING_APPROVAL for
-    anything but the rollout takes the question along."""
-    if improvement.state == State.AWAITING_APPROVAL and target is not State.ROLLING_OUT:
+    """Inside the transaction of the move, before anything locks the audit log: an end takes the question along. Who
+    goes back to AUTHORING leaves it: the signatures hold when the same patch is proven again.
+    """
+    if target in WITHOUT_ROLLOUT:
         approving.withdraw(improvement, because)
+    elif improvement.state == State.AWAITING_APPROVAL and target is not State.ROLLING_OUT:
+        approving.discard_prepared(improvement)
     if target is State.STUCK:
         log.critical("improvement %s is STUCK and needs a person: %s", improvement.pk, because)
         stopping.page_stuck(improvement, because=because)

@@ -29,6 +29,11 @@ def decide(
     none of the reports is kept.
     """
     quality.keep_all(service, commit, bodies, at=at, source=source, branch=branch)
+    return judged(service, commit, tolerance=tolerance)
+
+
+def judged(service: Service, commit: str, *, tolerance: float = gate.TOLERANCE) -> Gate:
+    """All reports that `commit` has against those of earlier commits."""
     mine: dict[str, Mapping[str, Any]] = {}
     for row in QualityReport.objects.filter(service=service, commit=commit).order_by("at", "pk"):
         mine[row.kind] = row.content

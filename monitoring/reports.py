@@ -134,7 +134,7 @@ def _sarif(log: dict[str, Any]) -> Parsed:
     """SARIF 2.1.0. A result counts as a vulnerability by its rule's CVSS score, or by level "error" without one."""
     if not str(log.get("version", "")).startswith("2.1"):
         raise ReportError(f"SARIF of version {log.get('version')!r} can't be read; 2.1.0 can.")
-    vulnerable, results, rules_hit, tools = 0, 0, Counter[str](), []
+    vulnerable, results, rules_hit, tools = Counter[str](), 0, Counter[str](), []
     for run in log["runs"]:
         driver = run["tool"]["driver"]
         tools.append(_name(driver["name"]))
@@ -149,9 +149,16 @@ def _sarif(log: dict[str, Any]) -> Parsed:
             rule_id = str(result.get("ruleId", ""))
             rules_hit[_name(rule_id)] += 1
             score = scores.get(rule_id)
-            vulnerable += score >= VULNERABLE_FROM if score is not None else result.get("level", "warning") == "error"
-    content = {"tools": tools, "results": results, "vulnerabilities": vulnerable, "rules": dict(rules_hit)}
-    return Parsed("sarif", {"vulnerabilities": float(vulnerable)}, content)
+            if score >= VULNERABLE_FROM if score is not None else result.get("level", "warning") == "error":
+                vulnerable[_name(rule_id)] += 1
+    content = {
+        "tools": tools,
+        "results": results,
+        "vulnerabilities": vulnerable.total(),
+        "rules": dict(rules_hit),
+        "vulnerable": sorted(vulnerable),
+    }
+    return Parsed("sarif", {"vulnerabilities": float(vulnerable.total())}, content)
 
 
 def _ruff(violations: list[dict[str, Any]]) -> Parsed:

@@ -159,6 +159,23 @@ class Repository:
             raise GitError("The patch changes nothing.")
         return self.git("commit-tree", tree, "-p", base, "-m", message, cwd=folder).strip()
 
+    def commit_patch(self, folder: Path, *, base: str, diff: str, message: str) -> str:
+        """Apply a unified diff in a worktree of `base` and commit it; the commit. No branch moves.
+
+        Raises GitError when it does not fit, names a place outside of the repository, or changes nothing.
+        """
+        # Beside the worktree, so that it cannot become a part of the commit.
+        file = folder.with_name(f"{folder.name}.patch")
+        file.write_text(diff, encoding="utf-8", newline="")
+        try:
+            self.git("apply", "--index", "--whitespace=nowarn", str(file), cwd=folder)
+        finally:
+            file.unlink()
+        tree = self.git("write-tree", cwd=folder).strip()
+        if tree == self.tree(base):
+            raise GitError("The patch changes nothing.")
+        return self.git("commit-tree", tree, "-p", base, "-m", message, cwd=folder).strip()
+
     def keep(self, name: str, commit: str) -> None:
         """Point the branch `name` at `commit`, so that git does not collect it and people can look at it."""
         self.git("update-ref", f"refs/heads/{name}", commit)

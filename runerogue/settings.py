@@ -17,6 +17,7 @@ import django_stubs_ext
 import environ
 from django.core.exceptions import ImproperlyConfigured
 
+from approvals import working_hours
 from runerogue.stack import home as stack_home
 
 django_stubs_ext.monkeypatch()
@@ -110,6 +111,11 @@ def as_origin(text: str) -> str:
     return text.rstrip("/")
 
 
+def as_working_hours(text: str) -> str:
+    working_hours.parse(text)
+    return text
+
+
 # --- Where things live -------------------------------------------------------------------------------------------
 
 RUNEROGUE_HOME: Path = HOME.folder
@@ -156,7 +162,10 @@ ROLLOUT_STEP_REQUESTS = read(
 )
 BAKE_SECONDS = read("BAKE_SECONDS", 600, whole(1, 86400), "seconds, 1 to 86400")
 WATCH_SECONDS = read("WATCH_SECONDS", 3600, whole(1, 86400), "seconds, 1 to 86400")
-APPROVAL_EXPIRY_HOURS = read("APPROVAL_EXPIRY_HOURS", 72, whole(1, 8760), "hours, 1 to 8760")
+APPROVAL_EXPIRY_HOURS = read("APPROVAL_EXPIRY_HOURS", 72, whole(1, 8760), "working hours, 1 to 8760")
+WORKING_HOURS = read(
+    "WORKING_HOURS", "mon-fri 09:00-17:00 UTC", as_working_hours, "such as mon-fri 09:00-17:00 Europe/Berlin"
+)
 MONITORING_ALLOWED_NETWORKS = read(
     "MONITORING_ALLOWED_NETWORKS",
     as_networks("127.0.0.0/8,::1/128"),

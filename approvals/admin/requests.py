@@ -40,7 +40,7 @@ class AwaitingFilter(admin.SimpleListFilter):
 def awaiting_me(request: HttpRequest) -> list[int]:
     """What the signed-in person may sign now; asked of the database once per page."""
     if not hasattr(request, "awaiting_me"):
-        request.awaiting_me = requests.awaiting(signed_in(request), now())  # type: ignore[attr-defined]
+        request.awaiting_me = [one.id for one in requests.awaiting(signed_in(request), now())]  # type: ignore[attr-defined]
     found: list[int] = request.awaiting_me  # type: ignore[attr-defined]
     return found
 

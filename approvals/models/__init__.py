@@ -2,9 +2,10 @@
 to them, and API tokens."""
 
 from approvals.models.audit import AppendOnly, AuditEntry, AuditHead
+from approvals.models.hours import WorkingHours
 from approvals.models.letter import Delivery, Letter
 from approvals.models.person import PersonSettings
-from approvals.models.request import ApprovalRequest, Signature
+from approvals.models.request import ApprovalRequest, Comment, Signature
 from approvals.models.role import RoleGroup
 from approvals.models.token import ApiToken, Scope, StoredAnswer
 
@@ -14,6 +15,7 @@ __all__ = [
     "ApprovalRequest",
     "AuditEntry",
     "AuditHead",
+    "Comment",
     "Delivery",
     "Letter",
     "PersonSettings",
@@ -21,4 +23,5 @@ __all__ = [
     "Scope",
     "Signature",
     "StoredAnswer",
+    "WorkingHours",
 ]

@@ -9,15 +9,19 @@ from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import Q
 
-from approvals.policy import Category, Channel, Decision, RequestState, Requirement, Role, Tier
+from approvals.policy import PENDING, Category, Channel, Decision, RequestState, Requirement, Role, Tier
 
 
 class ApprovalRequestQuerySet(models.QuerySet["ApprovalRequest"]):
     def open(self) -> ApprovalRequestQuerySet:
         return self.filter(state=RequestState.OPEN)
 
+    def pending(self) -> ApprovalRequestQuerySet:
+        """Those that somebody has to decide."""
+        return self.filter(state__in=sorted(PENDING))
+
     def overdue(self, now: dt.datetime) -> ApprovalRequestQuerySet:
-        return self.open().filter(expires_at__lte=now)
+        return self.pending().filter(expires_at__lte=now)
 
     def about(self, kind: str, subject_id: int) -> ApprovalRequestQuerySet:
         return self.filter(subject_kind=kind, subject_id=subject_id)
@@ -44,13 +48,20 @@ class ApprovalRequest(models.Model):
     )
     edited_by = models.ManyToManyField(settings.AUTH_USER_MODEL, blank=True, related_name="+")
     facts = models.JSONField(default=dict)
+    # What was true around it when it was asked: `approvals.circumstances`.
+    circumstances = models.JSONField(default=dict)
     state = models.CharField(
-        max_length=10, choices=[(state.value, state.value) for state in RequestState], default=RequestState.OPEN.value
+        max_length=20, choices=[(state.value, state.value) for state in RequestState], default=RequestState.OPEN.value
     )
     created_at = models.DateTimeField()
     expires_at = models.DateTimeField()
     decided_at = models.DateTimeField(null=True, blank=True)
     because = models.TextField("why it is in this state", blank=True)
+    started_at = models.DateTimeField(
+        null=True, blank=True, help_text="When what it allows began: from then on no signature is taken back."
+    )
+    reminded_at = models.DateTimeField(null=True, blank=True)
+    escalated_at = models.DateTimeField(null=True, blank=True)
 
     objects = ApprovalRequestQuerySet.as_manager()
 
@@ -59,19 +70,23 @@ class ApprovalRequest(models.Model):
         constraints = [
             models.UniqueConstraint(
                 fields=["subject_kind", "subject_id"],
-                condition=Q(state=RequestState.OPEN.value),
+                condition=Q(state__in=sorted(PENDING)),
                 name="one_open_request_per_subject",
                 violation_error_message="This subject has an open request already.",
             ),
             models.CheckConstraint(
-                condition=Q(state=RequestState.OPEN.value, decided_at=None)
-                | ~Q(state=RequestState.OPEN.value) & Q(decided_at__isnull=False),
+                condition=Q(state__in=sorted(PENDING), decided_at=None)
+                | ~Q(state__in=sorted(PENDING)) & Q(decided_at__isnull=False),
                 name="decided_requests_have_a_time",
+            ),
+            models.CheckConstraint(
+                condition=Q(started_at=None) | Q(state=RequestState.APPROVED.value),
+                name="only_the_approved_starts",
             ),
         ]
         indexes = [
             models.Index(fields=["subject_kind", "subject_id", "-created_at"], name="request_subject"),
-            models.Index(fields=["expires_at"], condition=Q(state=RequestState.OPEN.value), name="request_overdue"),
+            models.Index(fields=["expires_at"], condition=Q(state__in=sorted(PENDING)), name="request_overdue"),
         ]
 
     def __str__(self) -> str:
@@ -94,7 +109,7 @@ class Signature(models.Model):
     request = models.ForeignKey(ApprovalRequest, on_delete=models.PROTECT, related_name="signatures")
     person = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
     role = models.CharField("as", max_length=20, choices=[(role.value, role.title) for role in Role])
-    decision = models.CharField(max_length=10, choices=[(one.value, one.value) for one in Decision])
+    decision = models.CharField(max_length=20, choices=[(one.value, one.value) for one in Decision])
     reason = models.TextField(blank=True)
     fingerprint = models.CharField(max_length=64)
     channel = models.CharField(
@@ -123,3 +138,21 @@ class Signature(models.Model):
 
     def __str__(self) -> str:
         return f"{self.person} {self.decision}"
+
+
+class Comment(models.Model):
+    """What somebody said about a request without deciding anything."""
+
+    request = models.ForeignKey(ApprovalRequest, on_delete=models.PROTECT, related_name="comments")
+    person = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    text = models.TextField()
+    channel = models.CharField(
+        "through", max_length=10, choices=[(one.value, one.value) for one in Channel], default=Channel.PAGE.value
+    )
+    at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["at", "id"]
+
+    def __str__(self) -> str:
+        return f"{self.person}: {self.text[:60]}"

@@ -1,6 +1,7 @@
 """The rows of improvement: the law of the lifecycle, and the releases that carry traffic."""
 
 from improvements.models.lifecycle import (
+    ENDED,
     LIVE,
     MOVES,
     EvidenceRecord,
@@ -13,6 +14,7 @@ from improvements.models.lifecycle import (
 from improvements.models.releases import Release, Rollout, TrafficSlice
 
 __all__ = [
+    "ENDED",
     "LIVE",
     "MOVES",
     "EvidenceRecord",

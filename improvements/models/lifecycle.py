@@ -135,6 +135,10 @@ class Improvement(models.Model):
         max_length=10, blank=True, choices=[(tier.value, tier.value) for tier in Tier], editable=False
     )
     measured = models.JSONField(default=dict, blank=True, editable=False)
+    # A person's patch in place of the author's: `improvements.editing`.
+    edited_diff = models.TextField(blank=True, editable=False)
+    edited_because = models.TextField(blank=True, editable=False)
+    edited_by = models.ManyToManyField(settings.AUTH_USER_MODEL, blank=True, related_name="+", editable=False)
 
     leased_until = models.DateTimeField(null=True, blank=True, editable=False)
     leased_by = models.UUIDField(null=True, blank=True, editable=False)

@@ -4,6 +4,7 @@ import datetime as dt
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from django.utils.timezone import now
 from pytest_django import DjangoCaptureOnCommitCallbacks
 
 from approvals import audit, policy, requests, roles, subjects, tasks
-from approvals.models import ApprovalRequest, AuditEntry, Signature
+from approvals.circumstances import Circumstances
+from approvals.models import ApprovalRequest, AuditEntry, Comment, Letter, Signature
 from approvals.policy import RequestState, Role, Tier
 from approvals.requests import Refused, StandingState
 from approvals.subjects import SubjectRef
@@ -248,18 +250,30 @@ def test_expires_what_nobody_decided() -> None:
     assert requests.standing(late, PRINT).state is StandingState.EXPIRED
 
 
+def ids(who: User, at: dt.datetime) -> list[int]:
+    return [one.id for one in requests.awaiting(who, at)]
+
+
 def test_lists_what_awaits_a_person(alice: User, bob: User, carol: User, dave: User, mallory: User) -> None:
     high = ask(Tier.HIGH, expires_at=now() + dt.timedelta(hours=9))
     critical = ask(Tier.CRITICAL, subject=SubjectRef("thing", 2, "Other"), expires_at=now() + dt.timedelta(hours=1))
     own = ask(Tier.HIGH, subject=SubjectRef("thing", 3, "Own"), proposed_by=carol)
     at = now()
-    assert requests.awaiting(carol, at) == [critical.pk, high.pk]
-    assert requests.awaiting(bob, at) == requests.awaiting(dave, at) == [critical.pk]
-    assert requests.awaiting(alice, at) == requests.awaiting(mallory, at) == []
+    assert ids(carol, at) == [critical.pk, high.pk]
+    assert ids(bob, at) == ids(dave, at) == [critical.pk]
+    assert ids(alice, at) == ids(mallory, at) == []
     requests.approve(critical, person=bob, how=FRESH, reason="sound")
-    assert requests.awaiting(carol, at) == [high.pk]
-    assert requests.awaiting(dave, at) == [critical.pk]
-    assert requests.awaiting(person("eve", Role.ARCHITECTURE), at) == [high.pk, own.pk]
+    assert ids(carol, at) == [high.pk]
+    assert ids(dave, at) == [critical.pk]
+    assert ids(person("eve", Role.ARCHITECTURE), at) == [high.pk, own.pk]
+
+
+def test_says_since_when_and_until_when_it_waits(carol: User) -> None:
+    request = ask()
+    at = request.created_at + dt.timedelta(hours=2)
+    assert requests.awaiting(carol, at) == [
+        requests.Awaited(request.pk, dt.timedelta(hours=2), request.expires_at),
+    ]
 
 
 def test_wakes_whoever_waits_after_the_commit(
@@ -287,6 +301,157 @@ def test_has_an_audit_entry_for_every_change_of_state(carol: User) -> None:
 
 def test_knows_every_state_in_its_law() -> None:
     assert set(requests.MOVES) == set(RequestState)
+
+
+# --- Asking for changes, taking back, commenting -------------------------------------------------------------------
+
+
+def change(request: ApprovalRequest, who: User, reason: str = "smaller") -> ApprovalRequest:
+    return requests.ask_for_changes(request, person=who, how=FRESH, reason=reason)
+
+
+def test_approves_nothing_while_changes_are_asked_for(bob: User, carol: User, dave: User) -> None:
+    request = requests.approve(ask(Tier.CRITICAL), person=bob, how=FRESH, reason="sound")
+    request = change(request, carol, " smaller ")
+    assert (request.state, request.because, request.decided_at) == ("changes-asked", "smaller", None)
+    standing = requests.standing(request, PRINT)
+    assert (standing.state, standing.why) == (StandingState.CHANGES_ASKED, "Changes are asked for: smaller")
+    with pytest.raises(Refused, match="Changes are asked for"):
+        requests.approve(request, person=dave, how=FRESH, reason="sound")
+    assert ask(Tier.CRITICAL) == request, "it is the same question"
+    assert actions() == ["approval.opened", "approval.signed", "approval.signed", "approval.changes_asked"]
+
+
+@pytest.mark.parametrize("way", ["another patch", "taken back", "a no", "a no of the same person", "time"])
+def test_has_a_way_forward_when_changes_are_asked_for(way: str, carol: User, dave: User) -> None:
+    request = change(ask(Tier.CRITICAL), carol)
+    match way:
+        case "another patch":
+            assert ask(Tier.CRITICAL, fingerprint="e" * 64).state == "open"
+        case "taken back":
+            requests.revoke(request, person=carol, how=FRESH)
+        case "time":
+            ApprovalRequest.objects.update(expires_at=now())
+            requests.expire_due(now())
+        case _:
+            who = carol if way.endswith("person") else dave
+            requests.reject(request, person=who, how=FRESH, reason="no")
+    request.refresh_from_db()
+    ends = {"another patch": "void", "taken back": "open", "time": "expired"}
+    assert request.state == ends.get(way, "rejected")
+
+
+def test_waits_until_nobody_asks_for_changes_any_more(carol: User, dave: User) -> None:
+    request = change(change(ask(Tier.CRITICAL), carol), dave)
+    with pytest.raises(Refused, match="asks for changes already"):
+        change(request, carol)
+    assert requests.revoke(request, person=carol, how=FRESH).state == "changes-asked"
+    assert requests.revoke(request, person=dave, how=FRESH).state == "open"
+
+
+def test_is_held_up_by_nobody_who_may_not_sign_any_more(carol: User) -> None:
+    request = change(ask(), carol)
+    roles.revoke(carol, Role.ARCHITECTURE)
+    assert requests.standing(request, PRINT).state is StandingState.WAITING
+    assert actions()[-2:] == ["approval.signature_voided", "approval.reopened"]
+
+
+def test_takes_a_signature_back_until_it_is_used(bob: User, carol: User) -> None:
+    request = requests.approve(ask(), person=carol, how=FRESH, reason="sound")
+    with pytest.raises(Refused, match="decided nothing here"):
+        requests.revoke(request, person=bob, how=FRESH)
+    request = requests.revoke(request, person=carol, how=FRESH, reason=" saw a bug ")
+    assert (request.state, request.signatures.get().voided_because) == ("open", "carol took it back: saw a bug")
+    assert actions()[-2:] == ["approval.revoked", "approval.reopened"]
+    assert not requests.standing(request, PRINT).satisfied
+    requests.approve(request, person=carol, how=FRESH, reason="sound after all")
+    requests.mark_started(request)
+    with pytest.raises(Refused, match="has begun"):
+        requests.revoke(request, person=carol, how=FRESH)
+    assert requests.standing(request, PRINT).satisfied, "the step is taken again when its worker died"
+    requests.mark_not_started("thing", 1)
+    assert requests.revoke(request, person=carol, how=FRESH).state == "open"
+
+
+def test_takes_nothing_back_of_what_is_over(carol: User) -> None:
+    request = requests.reject(ask(), person=carol, how=FRESH, reason="no")
+    with pytest.raises(Refused, match="is rejected; there is nothing"):
+        requests.revoke(request, person=carol, how=FRESH)
+
+
+def test_leaves_a_thread_of_decisions_and_comments(bob: User, carol: User, erin: User, dave: User) -> None:
+    request = ask(Tier.CRITICAL)
+    requests.comment(request, person=erin, how=FRESH, reason=" is it safe? ", seen=PRINT)
+    requests.approve(request, person=bob, how=FRESH, reason="yes")
+    requests.revoke(request, person=bob, how=FRESH)
+    requests.reject(request, person=dave, how=FRESH, reason="no")
+    requests.comment(request, person=bob, how=FRESH, reason="pity")
+    told = [(one.person, one.text, one.decision, one.role) for one in requests.thread(request)]
+    assert told == [
+        ("erin", "is it safe?", None, ""),
+        ("bob", "yes", "approve", "lead"),
+        ("dave", "no", "reject", "cto"),
+        ("bob", "pity", None, ""),
+    ]
+    assert requests.thread(request)[1].voided_because == "bob took it back."
+    assert AuditEntry.objects.filter(action="approval.commented").count() == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [(" ", "says something"), ("x" * 4001, "at most 4000"), ("ok", "people with a role")]
+)
+def test_takes_comments_of_people_with_a_role_that_say_something(text: str, why: str, bob: User, mallory: User) -> None:
+    who = mallory if text == "ok" else bob
+    with pytest.raises(Refused, match=why):
+        requests.comment(ask(), person=who, how=FRESH, reason=text)
+    assert not Comment.objects.exists()
+
+
+@pytest.mark.parametrize("act", [requests.ask_for_changes, requests.revoke, requests.comment, requests.reject])
+def test_refuses_in_an_old_tab_what_was_not_seen(act: Callable[..., object], carol: User) -> None:
+    with pytest.raises(Refused, match="Open the request again"):
+        act(ask(), person=carol, how=FRESH, reason="text", seen="e" * 64)
+
+
+# --- What is true around it ----------------------------------------------------------------------------------------
+
+CALM = Circumstances(frozenset({"CVE-1"}), 0.4, frozenset({"tests of the branch"}))
+
+
+def test_voids_what_was_signed_in_better_circumstances(carol: User) -> None:
+    User.objects.update(email="carol@example.org")
+    bad = replace(CALM, vulnerabilities=CALM.vulnerabilities | {"CVE-2"})
+    request = requests.approve(ask(circumstances=CALM), person=carol, how=FRESH, reason="sound")
+    assert requests.standing(request, PRINT, replace(CALM, budget_left=0.1)).satisfied
+    standing = requests.standing(request, PRINT, bad)
+    assert standing.state is StandingState.VOID
+    assert standing.why == "Since this was asked, a vulnerability became known (CVE-2)."
+    letter = Letter.objects.get(subject__startswith="Your signature is void")
+    assert (letter.person, letter.lines[0]) == (carol, standing.why)
+    again = ask(circumstances=bad)
+    assert again != request
+    assert {"name": "Circumstances", "summary": "Known vulnerabilities: CVE-1, CVE-2."} in again.facts["proof"]
+    assert requests.approve(again, person=carol, how=FRESH, reason="I know").state == "approved"
+    assert requests.standing(again, PRINT, bad).satisfied
+
+
+def test_asks_again_by_itself_when_circumstances_got_worse(carol: User) -> None:
+    User.objects.update(email="carol@example.org")
+    request = requests.approve(ask(circumstances=CALM), person=carol, how=FRESH, reason="sound")
+    again = ask(circumstances=replace(CALM, budget_left=-0.2))
+    request.refresh_from_db()
+    assert (request.state, again.state) == ("void", "open")
+    subjects_told = list(Letter.objects.order_by("pk").values_list("subject", flat=True))
+    assert subjects_told == [
+        "Your decision is asked for: Prefetch guilds",
+        "Your signature is void: Prefetch guilds",
+        "Asked again: Prefetch guilds",
+    ]
+
+
+def test_keeps_a_no_whatever_gets_worse(carol: User) -> None:
+    request = requests.reject(ask(circumstances=CALM), person=carol, how=FRESH, reason="no")
+    assert ask(circumstances=replace(CALM, budget_left=0.0)) == request
 
 
 # --- Races, with a thread and a connection for each ---------------------------------------------------------------
@@ -429,3 +594,66 @@ def test_makes_a_revocation_wait_for_a_start_under_way() -> None:
         assert not done.wait(0.3)
     thread.join()
     assert done.is_set()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("turn", range(3))
+def test_orders_taking_back_a_signature_and_a_start(turn: int) -> None:
+    carol = person("carol", Role.ARCHITECTURE)
+    request = requests.approve(ask(), person=carol, how=FRESH, reason="sound")
+
+    def start() -> bool:
+        with transaction.atomic():
+            satisfied = requests.standing(request, PRINT).satisfied
+            if satisfied:
+                requests.mark_started(request)
+            return satisfied
+
+    started, revoked = at_once(start, lambda: requests.revoke(request, person=carol, how=FRESH))
+    request.refresh_from_db()
+    if started is True:
+        assert isinstance(revoked, Refused)
+        assert (request.state, request.started_at is None) == ("approved", False)
+    else:
+        assert isinstance(revoked, ApprovalRequest), revoked
+        assert (request.state, request.started_at) == ("open", None)
+    assert Signature.objects.standing().count() == (started is True)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("turn", range(3))
+def test_gives_an_approval_and_a_wish_for_changes_one_outcome(turn: int) -> None:
+    carol, cora = person("carol", Role.ARCHITECTURE), person("cora", Role.ARCHITECTURE)
+    request = ask()
+    approved, asked = at_once(
+        lambda: requests.approve(request, person=carol, how=FRESH, reason="sound"), lambda: change(request, cora)
+    )
+    request.refresh_from_db()
+    assert request.state == ("approved" if isinstance(approved, ApprovalRequest) else "changes-asked")
+    assert isinstance(approved, Refused) != isinstance(asked, Refused)
+    assert Signature.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_tells_the_signers_once_when_many_workers_see_what_got_worse() -> None:
+    carol = person("carol", Role.ARCHITECTURE, email="carol@example.org")
+    request = requests.approve(ask(circumstances=CALM), person=carol, how=FRESH, reason="sound")
+    bad = replace(CALM, failing_checks=frozenset({"tests of the patch"}))
+    results = at_once(*[lambda: requests.standing(request, PRINT, bad)] * 4, *[lambda: ask(circumstances=bad)] * 4)
+    assert not any(isinstance(result, Exception) for result in results), results
+    assert states() == {"void": 1, "open": 1}
+    assert Letter.objects.filter(subject__startswith="Your signature is void").count() == 1
+    assert actions().count("approval.voided") == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_decides_nothing_from_an_old_tab_while_it_is_asked_anew() -> None:
+    carol = person("carol", Role.ARCHITECTURE)
+    request = ask()
+    _, signed = at_once(
+        lambda: ask(fingerprint="e" * 64),
+        lambda: requests.approve(request, person=carol, how=FRESH, reason="sound", seen=PRINT),
+    )
+    assert isinstance(signed, ApprovalRequest | Refused), signed
+    assert states() == {"void": 1, "open": 1}
+    assert not Signature.objects.standing().exists()

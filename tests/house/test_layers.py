@@ -13,10 +13,12 @@ PACKAGES = ("runerogue", "improvements", "analysis", "monitoring", "approvals")
 ARITHMETIC = [
     "analysis/costs.py",
     "approvals/chain.py",
+    "approvals/circumstances.py",
     "approvals/diff.py",
     "approvals/fingerprint.py",
     "approvals/outline.py",
     "approvals/policy.py",
+    "approvals/working_hours.py",
     "improvements/binding.py",
     "improvements/outcome.py",
     "improvements/risk.py",

@@ -8,6 +8,7 @@ import time
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection
+from django.utils import timezone
 
 from approvals import requests, roles
 from approvals.models import ApprovalRequest, AuditEntry, RoleGroup, Signature
@@ -173,8 +174,47 @@ def test_begins_again_when_the_branch_moved(shop: Shop, carol: User, prepared: b
     moved_to = shop.commit({"other.py": "stock = 1\n"})
     assert shop.tick() is State.AUTHORING
     assert moved_to[:7] in shop.said()
-    assert states() == ["void"]
+    # Whether the signature still counts is known when the patch was proven again.
+    assert states() == ["approved"]
+    assert ApprovalRequest.objects.get().started_at is None
     assert not Rollout.objects.exists()
+
+
+@pytest.mark.parametrize("changed", ["nothing", "the patch", "a verdict"])
+def test_keeps_signatures_over_a_rebase_that_changes_nothing(shop: Shop, carol: User, changed: str) -> None:
+    shop.propose(**HIGH)
+    shop.tick()
+    requests.approve(request_of(shop), person=carol, how=FRESH, reason="I read it.")
+    shop.commit({"other.py": "stock = 1\n"})
+    assert shop.tick() is State.AUTHORING
+    lines = 501 if changed == "the patch" else 500
+    inconclusive = (State.STAGING,) if changed == "a verdict" else ()
+    shop.patch({"app.py": "price = 2\n" + "spare = 0\n" * (lines - 1)}, inconclusive=inconclusive)
+    releasing.deploy(shop.service, newest=True)
+    Improvement.objects.filter(pk=shop.improvement.pk).update(state=State.AWAITING_APPROVAL)
+    if changed == "nothing":
+        assert shop.tick() is State.ROLLING_OUT
+        assert states() == ["approved"]
+    else:
+        assert shop.tick() is State.AWAITING_APPROVAL
+        assert states() == ["open", "void"]
+        assert not Signature.objects.standing().exists()
+
+
+def test_takes_the_question_along_when_proving_again_fails(shop: Shop, carol: User) -> None:
+    shop.propose(**HIGH)
+    shop.tick()
+    requests.approve(request_of(shop), person=carol, how=FRESH, reason="I read it.")
+    shop.commit({"other.py": "stock = 1\n"})
+    assert shop.tick() is State.AUTHORING
+    Improvement.objects.filter(pk=shop.improvement.pk).update(author="gone with its package")
+    assert shop.tick() is State.FAILED
+    assert states() == ["void"]
+
+
+@pytest.mark.parametrize("state", requests.StandingState)
+def test_has_an_answer_for_every_standing(state: requests.StandingState) -> None:
+    assert (state in approving.UNSATISFIED) == (state is not requests.StandingState.SATISFIED)
 
 
 def test_starts_nothing_while_commits_of_the_branch_are_not_deployed(shop: Shop) -> None:
@@ -306,12 +346,12 @@ def test_makes_one_request_and_one_rollout_when_it_is_taken_twice(shop: Shop, ca
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_expires_when_nobody_used_it_in_time(shop: Shop, settings, carol: User, signed: bool) -> None:
+def test_expires_when_nobody_used_it_in_time(shop: Shop, carol: User, signed: bool) -> None:
     shop.propose(**HIGH)
     shop.tick()
     if signed:
         requests.approve(request_of(shop), person=carol, how=FRESH, reason="I read it.")
-    shop.elapse(settings.APPROVAL_EXPIRY_HOURS * 3600 + 60)
+    shop.elapse((request_of(shop).expires_at - timezone.now()).total_seconds() + 60)
     assert shop.tick() is State.EXPIRED
     assert states() == ["expired"]
     assert not Rollout.objects.exists()

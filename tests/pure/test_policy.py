@@ -96,8 +96,9 @@ def test_lets_exactly_the_right_people_sign(role: Role | None, tier: Tier, relat
         edited_by=frozenset({1, 3} if relation == "edited it" else {3}),
         signers=(person,) if relation == "signed it" else (),
     )
-    right = role in MAY_SIGN[tier] and relation == "stranger" and state == "open"
     for decision in Decision:
+        states = ("open",) if decision is Decision.APPROVE else ("open", "changes-asked")
+        right = role in MAY_SIGN[tier] and relation == "stranger" and state in states
         answer = may_sign(person, request, decision=decision, reason="It is sound.")
         assert isinstance(answer, Allowed if right else Refused)
         if isinstance(answer, Allowed):
@@ -111,7 +112,7 @@ def test_lets_exactly_the_right_people_sign(role: Role | None, tier: Tier, relat
 @pytest.mark.parametrize("reason", [None, "", "  \n", "It is sound."])
 def test_wants_a_written_reason(tier: Tier, decision: Decision, reason: str | None) -> None:
     person = PersonFacts(1, "pat", frozenset(SENIOR))
-    needed = decision is Decision.REJECT or tier in (Tier.HIGH, Tier.CRITICAL)
+    needed = decision is not Decision.APPROVE or tier in (Tier.HIGH, Tier.CRITICAL)
     answer = may_sign(person, asked(tier), decision=decision, reason=reason)
     assert isinstance(answer, Refused) == (needed and reason is not None and not reason.strip())
 
