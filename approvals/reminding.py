@@ -149,3 +149,28 @@ def tell(
         url=reverse("admin:approvals_approvalrequest_change", args=[row.pk]),
         key=f"request-{row.pk}-{occasion}",
     )
+
+
+# --- Working hours -------------------------------------------------------------------------------------------------
+
+
+def set_hours(row: WorkingHours, *, actor: User) -> None:
+    """Keep working hours that were made or changed. Deadlines of requests that wait stay as they were told."""
+    with transaction.atomic():
+        was = WorkingHours.objects.select_for_update().filter(pk=row.pk).first()
+        row.save()
+        audit.record(
+            "workinghours.set",
+            row,
+            actor=actor,
+            was=str(was) if was else None,
+            became=str(row),
+            data={"holidays": row.holidays, "holidays_before": was.holidays if was else []},
+        )
+
+
+def drop_hours(row: WorkingHours, *, actor: User) -> None:
+    """Forget the working hours of a service; the general ones hold from now on."""
+    with transaction.atomic():
+        audit.record("workinghours.dropped", row, actor=actor, was=str(row))
+        row.delete()

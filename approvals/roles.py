@@ -39,6 +39,7 @@ TO_OPERATE = (
     ),
     ("monitoring", "delete_escalationstep"),
     ("monitoring", "add_baseline"),
+    *(("approvals", f"{verb}_workinghours") for verb in ("add", "change", "delete")),
 )
 
 

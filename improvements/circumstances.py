@@ -58,4 +58,5 @@ def budget_left(service: Service, at: dt.datetime) -> float | None:
     if not requests.sum() > 0:
         return None
     bad = float((requests * ratio[0].mean[theirs]).sum())
-    return 1.0 - bad / float(requests.sum()) / (1.0 - service.parsed.slo.availability)
+    spent = bad / float(requests.sum()) / (1.0 - service.parsed.slo.availability)
+    return round(1.0 - spent, 6)  # what is spent to the last request is not left by a rounding error
