@@ -6,6 +6,7 @@ class ApprovalsConfig(AppConfig):
     name = "approvals"
 
     def ready(self) -> None:
-        from approvals import roles
+        from approvals import policies, roles, subjects
 
+        subjects.register(policies.KIND, decided=policies.decided, describe=policies.describe)
         post_migrate.connect(roles.prepare, sender=self, dispatch_uid="approvals.roles.prepare")

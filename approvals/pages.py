@@ -9,7 +9,8 @@ from typing import Any
 
 from django.contrib.auth.models import User
 
-from approvals import diff, policy, requests, roles, subjects
+from approvals import diff, forecasting, policy, requests, roles, subjects
+from approvals.forecasting import Need
 from approvals.models.request import ApprovalRequest, Signature
 from approvals.policy import Decision, RequestState
 
@@ -21,14 +22,6 @@ class Item:
     name: str
     text: str
     verdict: str = ""
-
-
-@dataclass(frozen=True)
-class Need:
-    """One signature still missing, and who could give it."""
-
-    of: str
-    people: list[str]
 
 
 @dataclass(frozen=True)
@@ -61,15 +54,14 @@ class DecisionPage:
 def decision_page(row: ApprovalRequest, viewer: User, at: dt.datetime) -> DecisionPage:
     """The page of `row` as `viewer` sees it now. Reads the database, changes nothing."""
     facts: Mapping[str, Any] = row.facts
-    signatures = list(row.signatures.select_related("person"))
-    approving = [one.person_id for one in signatures if one.voided_at is None and one.decision == Decision.APPROVE]
-    known = roles.people([viewer.pk, *approving])
-    asked = requests.facts_of(row, [known[one] for one in approving], at)
+    signatures = list(row.signatures.select_related("person", "on_behalf_of"))
+    approving = [one for one in signatures if one.voided_at is None and one.decision == Decision.APPROVE]
+    known = roles.everybody(scope=row.scope, at=at, also=[viewer.pk, *(one.person_id for one in approving)])
+    signers = [known[one.person_id].signing_for(one.on_behalf_of_id) for one in approving]
+    asked = requests.facts_of(row, signers, at)
     to_approve = policy.may_sign(known[viewer.pk], asked)
     to_reject = policy.may_sign(known[viewer.pk], asked, decision=Decision.REJECT)
     is_open = row.state == RequestState.OPEN and not asked.expired
-    missing = policy.missing(row.needs, asked.signers) if is_open else ()
-    cannot = {*asked.edited_by, *approving, asked.proposed_by or 0}
     lines = diff.lines(str(facts.get("diff", "")))
     added, removed = diff.counts(lines)
     return DecisionPage(
@@ -86,11 +78,11 @@ def decision_page(row: ApprovalRequest, viewer: User, at: dt.datetime) -> Decisi
         undo=str(facts.get("undo", "")),
         requirement=row.needs.reason,
         signatures=signatures,
-        needs=[Need(policy.slot_in_words(slot), roles.holders(slot, without=cannot)) for slot in missing],
+        needs=forecasting.needs(asked, known.values()) if is_open else [],
         may_approve=isinstance(to_approve, policy.Allowed),
         may_reject=isinstance(to_reject, policy.Allowed),
         refused=to_approve.why if isinstance(to_approve, policy.Refused) else "",
-        reason_required=row.needs.tier.at_least(policy.REASON_FROM),
+        reason_required=row.needs.reason_required,
         diff=lines,
         added=added,
         removed=removed,

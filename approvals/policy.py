@@ -1,58 +1,34 @@
-"""Who must sign what, and who may: the policy as one table and two questions.
+"""Who must sign what, and who may: two questions to the policy in force.
 
-`required` turns a tier into the signatures needed; `may_sign` says whether one person may give one of them. Both
-explain themselves in a sentence that pages, mails and errors print as it is.
+`required` turns a tier and what is known of a change into the signatures needed; `may_sign` says whether one person may
+give one of them. Both explain themselves in sentences that pages, mails and errors print as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
-# Raise this whenever POLICY or a rule below changes its meaning: every request made under another version is void.
-VERSION = 1
+from approvals.rulebook import DEFAULT, Document
+from approvals.tiers import ANYBODY_SENIOR as ANYBODY_SENIOR
+from approvals.tiers import ARCHITECT as ARCHITECT
+from approvals.tiers import CTO as CTO
+from approvals.tiers import LEAD as LEAD
+from approvals.tiers import TITLES as TITLES
+from approvals.tiers import Category as Category
+from approvals.tiers import Role as Role
+from approvals.tiers import Slot as Slot
+from approvals.tiers import Tier as Tier
+from approvals.tiers import highest, strictest
+from approvals.tiers import in_words as in_words
+from approvals.tiers import slot_in_words as slot_in_words
 
-
-class Tier(StrEnum):
-    """How much harm a change could do. Compare with `at_least`, never with `<`, which would compare letters."""
-
-    LOW = "low"
-    MEDIUM = "medium"
-    HIGH = "high"
-    CRITICAL = "critical"
-
-    @property
-    def rank(self) -> int:
-        return list(Tier).index(self)
-
-    def at_least(self, other: Tier) -> bool:
-        return self.rank >= other.rank
-
-
-class Role(StrEnum):
-    """What a person is here, in the order in which a role is chosen for someone who has several."""
-
-    CTO = "cto"
-    ARCHITECTURE = "architecture"
-    LEAD = "lead"
-    ON_CALL = "on-call"
-    VIEWER = "viewer"
-
-    @property
-    def title(self) -> str:  # type: ignore[override]  # str.title is of no use on a role
-        return TITLES[self]
-
-
-class Category(StrEnum):
-    """What a change is about; each may ask for more than its tier alone."""
-
-    INFRASTRUCTURE = "infrastructure"
-    APPLICATION = "application"
-    DATA = "data"
-    SECURITY = "security"
-    PERFORMANCE = "performance"
+# Raise this whenever a rule below changes its meaning: every request made under another version is void.
+VERSION = 2
+FRESH_SECONDS = 300.0  # how long a second factor counts as fresh
 
 
 class Channel(StrEnum):
@@ -63,49 +39,33 @@ class Channel(StrEnum):
     PROGRAM = "program"
 
 
-TITLES: Mapping[Role, str] = {
-    Role.CTO: "the CTO",
-    Role.ARCHITECTURE: "the architecture team",
-    Role.LEAD: "a lead developer",
-    Role.ON_CALL: "an on-call engineer",
-    Role.VIEWER: "a viewer",
-}
+@dataclass(frozen=True)
+class Terms:
+    """What is in force: a document, its number (0: the one that is shipped), and what the installation set."""
 
-Slot = frozenset[Role]  # one signature: of anybody who has one of these roles
+    document: Document = DEFAULT
+    number: int = 0
+    approval_required: Tier = Tier.HIGH  # people sign from this tier on; above high it changes nothing
+    risk_threshold: Tier = Tier.MEDIUM  # up to this estimated tier suggestions start by themselves
 
-CTO: Slot = frozenset({Role.CTO})
-ARCHITECT: Slot = frozenset({Role.ARCHITECTURE})
-LEAD: Slot = frozenset({Role.LEAD})
-ANYBODY_SENIOR: Slot = frozenset({Role.CTO, Role.ARCHITECTURE, Role.LEAD})
+    @property
+    def people_from(self) -> Tier:
+        """The setting lowers the tier from which people sign; above high it changes nothing."""
+        return Tier.HIGH if self.approval_required.at_least(Tier.HIGH) else self.approval_required
+
+    @cached_property
+    def version(self) -> str:
+        """Of everything that an answer here depends on; at most 40 characters. A signature is bound to it."""
+        return f"{VERSION}.{self.number}.{self.document.digest[:8]}/{self.people_from}/{self.risk_threshold}"
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One row of the policy: what a change of this tier needs."""
+class Subject:
+    """What the policy needs to know of a change beside its tier."""
 
-    machine: tuple[str, ...]  # the steps that must have passed
-    people: tuple[Slot, ...]  # who signs in any case
-    if_asked: tuple[Slot, ...]  # who signs when the installation wants people from this tier on
-    if_inconclusive: tuple[Slot, ...]  # who signs when a step could neither pass nor fail
-
-
-# Slots go from the narrowest to the widest: `missing` fills them in this order.
-POLICY: Mapping[Tier, Rule] = {
-    Tier.LOW: Rule(("tests", "scan"), people=(), if_asked=(LEAD,), if_inconclusive=()),
-    Tier.MEDIUM: Rule(("tests", "scan", "staging"), people=(), if_asked=(LEAD,), if_inconclusive=(LEAD,)),
-    Tier.HIGH: Rule(
-        ("tests", "scan", "staging"), people=(ARCHITECT,), if_asked=(ARCHITECT,), if_inconclusive=(ARCHITECT,)
-    ),
-    Tier.CRITICAL: Rule(
-        ("tests", "scan", "staging"),
-        people=(CTO, ANYBODY_SENIOR),
-        if_asked=(CTO, ANYBODY_SENIOR),
-        if_inconclusive=(CTO, ANYBODY_SENIOR),
-    ),
-}
-REASON_FROM = Tier.HIGH  # an approval from this tier on needs a written reason; a rejection always does
-SECOND_FACTOR_FROM = Tier.HIGH  # an approval from this tier on needs a fresh second factor
-FRESH_SECONDS = 300.0  # how long a second factor counts as fresh
+    categories: frozenset[Category] = frozenset()
+    service: str = ""  # empty: the whole installation
+    is_reliability_fix: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,6 +76,8 @@ class Requirement:
     signatures: tuple[Slot, ...]
     reason: str
     policy_version: str
+    reason_required: bool = False
+    second_factor_required: bool = False
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -123,63 +85,81 @@ class Requirement:
             "signatures": [sorted(str(role) for role in slot) for slot in self.signatures],
             "reason": self.reason,
             "policy_version": self.policy_version,
+            "reason_required": self.reason_required,
+            "second_factor_required": self.second_factor_required,
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Requirement:
+        tier = Tier(value["tier"])
+        guarded = tier.at_least(Tier.HIGH)  # what was written down before the document could say otherwise
         return cls(
-            tier=Tier(value["tier"]),
+            tier=tier,
             signatures=tuple(frozenset(Role(role) for role in slot) for slot in value["signatures"]),
             reason=str(value["reason"]),
             policy_version=str(value["policy_version"]),
+            reason_required=bool(value.get("reason_required", guarded)),
+            second_factor_required=bool(value.get("second_factor_required", guarded)),
         )
 
 
-def version(approval_required: Tier) -> str:
-    """The policy in force: the table's version and the tier from which this installation wants people."""
-    return f"{VERSION}/{effective(approval_required)}"
+def required(
+    tier: Tier,
+    subject: Subject = Subject(),
+    *,
+    all_pass: bool = True,
+    approval_required: Tier = Tier.HIGH,
+    terms: Terms | None = None,
+) -> Requirement:
+    """The signatures that a change of `tier` about `subject` needs.
 
-
-def effective(approval_required: Tier) -> Tier:
-    """The setting lowers the tier from which people sign; above high it changes nothing."""
-    return Tier.HIGH if approval_required.at_least(Tier.HIGH) else approval_required
-
-
-def required(tier: Tier, *, approval_required: Tier = Tier.HIGH, all_pass: bool = True) -> Requirement:
-    """The signatures that a change of `tier` needs.
-
-    `approval_required` is the tier from which this installation wants people to sign; `all_pass` is true when every
-    step so far ended in PASS (INCONCLUSIVE and NO_DATA are not PASS).
+    `all_pass` is true when every step so far ended in PASS (INCONCLUSIVE and NO_DATA are not PASS). `terms` is what is
+    in force; without it, the policy as shipped, with people asked from `approval_required` on.
     """
-    rule = POLICY[tier]
-    threshold = effective(approval_required)
-    if rule.people:
-        slots, why = rule.people, f"A {tier}-risk change needs {in_words(rule.people)}."
-    elif tier.at_least(threshold):
-        slots = rule.if_asked
-        why = f"People sign here from {threshold} risk on, so this {tier}-risk change needs {in_words(slots)}."
-    elif not all_pass and rule.if_inconclusive:
-        slots = rule.if_inconclusive
-        why = f"Not every check of this {tier}-risk change could say PASS, so it needs {in_words(slots)}."
-    else:
-        slots, why = (), f"A {tier}-risk change whose checks passed needs no signature; the policy approves it."
-    return Requirement(tier=tier, signatures=slots, reason=why, policy_version=version(approval_required))
-
-
-def in_words(slots: Sequence[Slot]) -> str:
-    """'two different people: the CTO and …' for the slots of a requirement."""
+    terms = terms or Terms(approval_required=approval_required)
+    rules = terms.document.of(subject.service)
+    raised, sentences = _raised(tier, subject, rules)
+    row = rules.tiers[raised]
+    asked, in_doubt = raised.at_least(terms.people_from), not all_pass
+    slots = strictest((row.people, row.if_asked if asked else (), row.if_inconclusive if in_doubt else ()))
     if not slots:
-        return "nobody's signature"
-    if len(slots) == 1:
-        return f"one signature of {slot_in_words(slots[0])}"
-    count = {2: "two", 3: "three"}.get(len(slots), str(len(slots)))
-    return f"{count} different people: " + ", and ".join(slot_in_words(slot) for slot in slots)
+        demands = {one: rules.tightening(one).if_nobody for one in Category if one in subject.categories}
+        slots = strictest(demands.values())
+        about = " and ".join(one for one, demand in demands.items() if demand)
+    if slots == row.people and slots:
+        sentences.append(f"A {raised}-risk change needs {in_words(slots)}.")
+    elif not slots:
+        checks = "" if in_doubt else " whose checks passed"
+        sentences.append(f"A {raised}-risk change{checks} needs no signature; the policy approves it.")
+    elif asked and row.if_asked:
+        sentences.append(
+            f"People sign here from {terms.people_from} risk on, so this {raised}-risk change needs {in_words(slots)}."
+        )
+    elif in_doubt and row.if_inconclusive:
+        sentences.append(f"Not every check of this {raised}-risk change could say PASS, so it needs {in_words(slots)}.")
+    else:
+        sentences.append(f"A change about {about} never goes ahead without a person: it needs {in_words(slots)}.")
+    return Requirement(
+        tier=raised,
+        signatures=slots,
+        reason=" ".join(sentences),
+        policy_version=terms.version,
+        reason_required=raised.at_least(rules.reason_from),
+        second_factor_required=raised.at_least(rules.second_factor_from),
+    )
 
 
-def slot_in_words(slot: Slot) -> str:
-    """'the CTO', or 'one of the CTO, the architecture team or a lead developer'."""
-    titles = [role.title for role in Role if role in slot]
-    return titles[0] if len(titles) == 1 else "one of " + ", ".join(titles[:-1]) + " or " + titles[-1]
+def _raised(tier: Tier, subject: Subject, rules: Document) -> tuple[Tier, list[str]]:
+    """The tier with what the categories ask for, and the sentence that says so. Never below `tier`."""
+    raised, sentences = tier, []
+    for category in Category:
+        least = rules.tightening(category).at_least
+        if category in subject.categories and not raised.at_least(least):
+            sentences.append(
+                f"A change about {category} counts as {least} risk at least; this one is {tier} by itself."
+            )
+            raised = highest((raised, least))
+    return raised, sentences
 
 
 class RequestState(StrEnum):
@@ -214,13 +194,57 @@ class How:
 
 
 @dataclass(frozen=True)
+class Principal:
+    """Whose right a deputy uses, and as far as it was lent: the roles that the principal holds themself."""
+
+    id: int
+    name: str
+    roles: frozenset[Role]
+
+
+@dataclass(frozen=True)
 class PersonFacts:
-    """A person as the policy sees one. Superuser is not a role and counts for nothing."""
+    """A person as the policy sees one. Superuser is not a role and counts for nothing.
+
+    `roles` are those held for the service asked about; `elsewhere` says in sentences why another does not count there.
+    In a signer, `on_behalf_of` is whose right was used, and `roles` are that right's.
+    """
 
     id: int
     name: str
     roles: frozenset[Role]
     active: bool = True
+    is_service_account: bool = False
+    stands_in_for: tuple[Principal, ...] = ()
+    on_behalf_of: Principal | None = None
+    elsewhere: tuple[str, ...] = ()
+
+    @property
+    def may_count(self) -> bool:
+        return self.active and not self.is_service_account
+
+    @property
+    def bodies(self) -> frozenset[int]:
+        """Who is used up by a signature of this person: themself, and whose right it was."""
+        return frozenset({self.id}) if self.on_behalf_of is None else frozenset({self.id, self.on_behalf_of.id})
+
+    @property
+    def voice_of(self) -> int:
+        """The id of whose right a signature of this person uses."""
+        return self.id if self.on_behalf_of is None else self.on_behalf_of.id
+
+    @property
+    def signed_as(self) -> str:
+        """'bob', or 'bob on behalf of dave'."""
+        return self.name if self.on_behalf_of is None else f"{self.name} on behalf of {self.on_behalf_of.name}"
+
+    def signing_for(self, principal_id: int | None) -> PersonFacts:
+        """This person with one right alone: their own, or that of the principal; no roles when it was not lent."""
+        if principal_id in (None, self.id):
+            return replace(self, stands_in_for=(), on_behalf_of=None)
+        lent = next((one for one in self.stands_in_for if one.id == principal_id), None)
+        lent = lent or Principal(principal_id, "that person", frozenset())
+        return replace(self, roles=lent.roles, stands_in_for=(), on_behalf_of=lent)
 
 
 @dataclass(frozen=True)
@@ -238,6 +262,8 @@ class RequestFacts:
 @dataclass(frozen=True)
 class Allowed:
     role: Role  # what the person signs as
+    voice_of: int  # the id of whose right that is: their own, or a principal's
+    on_behalf_of: Principal | None = None  # the principal, when it is not their own
 
 
 @dataclass(frozen=True)
@@ -246,14 +272,13 @@ class Refused:
 
 
 def missing(requirement: Requirement, signers: Sequence[PersonFacts]) -> tuple[Slot, ...]:
-    """The slots nobody fills yet when every active signer fills at most one (a maximum matching, Kuhn 1955)."""
-    holder: dict[int, int] = {}  # slot index -> signer index
-    people = [(index, person) for index, person in enumerate(signers) if person.active]
-    seen_ids = {person.id: index for index, person in reversed(people)}  # one person counts once
+    """The slots nobody fills yet when every voice fills at most one (a maximum matching, Kuhn 1955)."""
+    voices = _voices(signers)
+    holder: dict[int, int] = {}  # slot index -> voice index
 
     def place(slot: int, tried: set[int]) -> bool:
-        for index, person in people:
-            if index in tried or seen_ids[person.id] != index or not person.roles & requirement.signatures[slot]:
+        for index, roles in enumerate(voices):
+            if index in tried or not roles & requirement.signatures[slot]:
                 continue
             tried.add(index)
             held = next((other for other, who in holder.items() if who == index), None)
@@ -265,6 +290,20 @@ def missing(requirement: Requirement, signers: Sequence[PersonFacts]) -> tuple[S
     return tuple(slot for number, slot in enumerate(requirement.signatures) if not place(number, set()))
 
 
+def _voices(signers: Iterable[PersonFacts]) -> list[frozenset[Role]]:
+    """The roles of each voice. A person is one voice, and so are a principal and who signed with their right."""
+    voices: list[tuple[frozenset[int], frozenset[Role]]] = []
+    for signer in signers:
+        if not signer.may_count:
+            continue
+        bodies, roles = signer.bodies, signer.roles
+        for voice in [one for one in voices if one[0] & signer.bodies]:
+            voices.remove(voice)
+            bodies, roles = bodies | voice[0], roles | voice[1]
+        voices.append((bodies, roles))
+    return [roles for _, roles in voices]
+
+
 def may_sign(
     person: PersonFacts,
     request: RequestFacts,
@@ -272,48 +311,102 @@ def may_sign(
     decision: Decision = Decision.APPROVE,
     reason: str | None = None,
     how: How | None = None,
+    on_behalf_of: int | None = None,
 ) -> Allowed | Refused:
-    """Whether `person` may approve or reject now, and if not, which rule says so.
+    """Whether `person` may approve or reject now, as what and with whose right; if not, which rule says so.
 
+    `on_behalf_of` is the id of whose right it is to be, their own included; None takes what fits, their own first.
     With `reason=None` and `how=None` the question is only whether to offer it; otherwise, whether the text is reason
     enough, and whether this way of deciding is safe enough.
     """
+    if why := _barred(person, request, decision):
+        return Refused(why)
+    obstacles = []
+    for signer in _rights(person, on_behalf_of):
+        why = _obstacle(signer, request, decision)
+        if not why:
+            if why := _wanting(request.requirement, decision, reason, how):
+                return Refused(why)
+            return Allowed(_role_of(signer, request), signer.voice_of, signer.on_behalf_of)
+        obstacles.append(why)
+    return Refused(" ".join(dict.fromkeys(obstacles)))
+
+
+def options(person: PersonFacts, request: RequestFacts) -> tuple[Allowed, ...]:
+    """Every way in which `person` may approve now: with which right, as what."""
+    answers = (may_sign(person, request, on_behalf_of=one.voice_of) for one in _rights(person, None))
+    return tuple(answer for answer in answers if isinstance(answer, Allowed))
+
+
+def _rights(person: PersonFacts, on_behalf_of: int | None) -> list[PersonFacts]:
+    """The person once with each right they could use, their own first; only the wanted one when one is."""
+    if on_behalf_of is not None:
+        return [person.signing_for(on_behalf_of)]
+    return [person.signing_for(None), *(person.signing_for(one.id) for one in person.stands_in_for)]
+
+
+def _barred(person: PersonFacts, request: RequestFacts, decision: Decision) -> str:
+    """Why nobody in the place of `person` may sign this, with whatever right. Empty when nothing is in the way."""
     if not person.active:
-        return Refused(f"The account of {person.name} is not active, so it cannot sign.")
+        return f"The account of {person.name} is not active, so it cannot sign."
+    if person.is_service_account:
+        return f"{person.name} is the account of a program, and programs never sign."
     if request.state is RequestState.CHANGES_ASKED and decision is Decision.APPROVE:
-        return Refused(
-            "Changes are asked for. Nothing is approved until they are made or whoever asks takes that back."
-        )
+        return "Changes are asked for. Nothing is approved until they are made or whoever asks takes that back."
     if request.state not in PENDING:
-        return Refused(f"This request is {request.state}; only an open request can be signed.")
+        return f"This request is {request.state}; only an open request can be signed."
     if request.expired:
-        return Refused("This request has expired. It has to be asked for again.")
+        return "This request has expired. It has to be asked for again."
     if person.id == request.proposed_by:
-        return Refused(f"Nobody signs what they proposed, and {person.name} proposed this.")
+        return f"Nobody signs what they proposed, and {person.name} proposed this."
     if person.id in request.edited_by:
-        return Refused(f"Nobody signs what they edited, and {person.name} edited this.")
-    if any(signer.id == person.id for signer in request.signers):
-        return Refused(f"{person.name} has signed already, and one person counts once.")
-    wanted: Slot = frozenset[Role]().union(*request.requirement.signatures)
-    if not person.roles & wanted:
-        return Refused(f"{request.requirement.reason} {person.name} has no such role.")
-    open_slots = missing(request.requirement, request.signers)
-    if decision is Decision.APPROVE and len(missing(request.requirement, (*request.signers, person))) == len(
-        open_slots
-    ):
-        return Refused(f"What is still missing is {in_words(open_slots)}; {person.name} cannot give it.")
+        return f"Nobody signs what they edited, and {person.name} edited this."
+    for signer in request.signers:
+        if signer.id == person.id:
+            return f"{person.name} has signed already, and one person counts once."
+        if person.id in signer.bodies:
+            return f"{signer.name} has signed on behalf of {person.name}, and the two count once."
+    return ""
+
+
+def _obstacle(signer: PersonFacts, request: RequestFacts, decision: Decision) -> str:
+    """Why this one right cannot be used here. Empty when it can."""
+    requirement, lent = request.requirement, signer.on_behalf_of
+    if lent is not None:
+        if lent.id == request.proposed_by:
+            return f"{lent.name} proposed this, so nobody signs it on behalf of {lent.name}."
+        if lent.id in request.edited_by:
+            return f"{lent.name} edited this, so nobody signs it on behalf of {lent.name}."
+        if any(lent.id in one.bodies for one in request.signers):
+            return f"The right of {lent.name} is used already, and a person and their deputy count once."
+    wanted: Slot = frozenset[Role]().union(*requirement.signatures)
+    if not signer.roles & wanted:
+        if lent is not None:
+            return f"{signer.name} may not sign this on behalf of {lent.name}: no right to it was lent."
+        return " ".join((requirement.reason, f"{signer.name} has no such role.", *signer.elsewhere))
+    open_slots = missing(requirement, request.signers)
+    if decision is Decision.APPROVE and len(missing(requirement, (*request.signers, signer))) == len(open_slots):
+        return f"What is still missing is {in_words(open_slots)}; {signer.name} cannot give it."
+    return ""
+
+
+def _wanting(requirement: Requirement, decision: Decision, reason: str | None, how: How | None) -> str:
+    """What is wanting in the way somebody decides who may: a reason, a second factor."""
     if reason is not None and not reason.strip():
         if decision is Decision.REJECT:
-            return Refused("A rejection needs a written reason: it is what the next attempt learns from.")
+            return "A rejection needs a written reason: it is what the next attempt learns from."
         if decision is Decision.ASK_FOR_CHANGES:
-            return Refused("Who asks for changes writes down which.")
-        if request.requirement.tier.at_least(REASON_FROM):
-            return Refused(f"Approving a {request.requirement.tier}-risk change needs a written reason.")
-    guarded = decision is Decision.APPROVE and request.requirement.tier.at_least(SECOND_FACTOR_FROM)
-    if how and guarded and not how.is_fresh:
-        return Refused(_second_factor_wanted(request.requirement.tier, how))
-    fitting = frozenset[Role]().union(*open_slots) & person.roles or wanted & person.roles
-    return Allowed(next(role for role in Role if role in fitting))
+            return "Who asks for changes writes down which."
+        if requirement.reason_required:
+            return f"Approving a {requirement.tier}-risk change needs a written reason."
+    guarded = decision is Decision.APPROVE and requirement.second_factor_required
+    return _second_factor_wanted(requirement.tier, how) if how and guarded and not how.is_fresh else ""
+
+
+def _role_of(signer: PersonFacts, request: RequestFacts) -> Role:
+    open_slots = frozenset[Role]().union(*missing(request.requirement, request.signers))
+    fitting = open_slots & signer.roles or frozenset[Role]().union(*request.requirement.signatures) & signer.roles
+    return next(role for role in Role if role in fitting)
 
 
 def _second_factor_wanted(tier: Tier, how: How) -> str:

@@ -7,45 +7,37 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import transaction
 from django.urls import reverse
 
-from approvals import audit, policy, signers, telling
+from approvals import audit, policy, signers, telling, terms
 from approvals.circumstances import Circumstances
 from approvals.law import Action, identity, move
 from approvals.models.hours import WorkingHours
 from approvals.models.request import ApprovalRequest
 from approvals.policy import Decision, RequestState, Role, Tier
+from approvals.rulebook import Row
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Timers:
-    """Working hours after which those who can sign are reminded, and after which a role is told besides."""
+def timers(scope: str, tier: Tier) -> Row:
+    """What the policy in force says of the service `scope`: after how many working hours who is told what.
 
-    remind_hours: float
-    escalate_hours: float
-    escalate_to: Role
-
-
-# The escalation paths: medium → lead developers, high → architecture team, critical → CTO.
-REMINDERS: Mapping[Tier, Timers] = {
-    Tier.LOW: Timers(8, 16, Role.LEAD),
-    Tier.MEDIUM: Timers(8, 16, Role.LEAD),
-    Tier.HIGH: Timers(4, 12, Role.ARCHITECTURE),
-    Tier.CRITICAL: Timers(2, 6, Role.CTO),
-}
+    The escalation paths as shipped: medium → lead developers, high → architecture team, critical → CTO.
+    """
+    return terms.in_force().document.of(scope).tiers[tier]
 
 
-def expiry(scope: str, at: dt.datetime) -> dt.datetime:
-    """When a request asked at `at` expires: after APPROVAL_EXPIRY_HOURS of the working hours of the service `scope`."""
-    return WorkingHours.objects.of(scope).after(at, dt.timedelta(hours=settings.APPROVAL_EXPIRY_HOURS))
+def expiry(scope: str, tier: Tier, at: dt.datetime) -> dt.datetime:
+    """When a request asked at `at` expires: after the policy's working hours for its tier, or APPROVAL_EXPIRY_HOURS
+    of them where that is less.
+    """
+    hours = min(timers(scope, tier).expire_after_hours, float(settings.APPROVAL_EXPIRY_HOURS))
+    return WorkingHours.objects.of(scope).after(at, dt.timedelta(hours=hours))
 
 
 def run(at: dt.datetime) -> int:
@@ -76,17 +68,17 @@ def expire_due(at: dt.datetime) -> int:
 
 def remind(row: ApprovalRequest, at: dt.datetime) -> None:
     """Remind of a locked request, or escalate it, when so many working hours have passed. Each happens once."""
-    timers = REMINDERS[row.needs.tier]
+    when = timers(row.scope, row.needs.tier)
     waited = WorkingHours.objects.of(row.scope).worked(row.created_at, at) / dt.timedelta(hours=1)
-    if row.reminded_at is None and waited >= timers.remind_hours:
+    if row.reminded_at is None and waited >= when.remind_after_hours:
         told = tell(row, who_can_act(row, at), "reminder", f"Still waiting for {awaited(row)}: {row.title}")
         _note(row, "reminded_at", at, Action.REMINDED, f"{told} people were reminded after {waited:.1f} working hours.")
-    if row.escalated_at is None and waited >= timers.escalate_hours:
-        who = who_can_act(row, at, having=frozenset({timers.escalate_to}))
+    if row.escalated_at is None and waited >= when.escalate_after_hours:
+        who = who_can_act(row, at, having=frozenset({when.escalate_to}))
         told = tell(row, who, "escalated", f"Nobody has decided: {row.title}")
-        because = f"Escalated to {timers.escalate_to.title} after {waited:.1f} working hours; {told} people were told."
+        because = f"Escalated to {when.escalate_to.title} after {waited:.1f} working hours; {told} people were told."
         if not who:
-            log.warning("Request %s was escalated, and nobody who can act is %s", row.pk, timers.escalate_to.title)
+            log.warning("Request %s was escalated, and nobody who can act is %s", row.pk, when.escalate_to.title)
         _note(row, "escalated_at", at, Action.ESCALATED, because)
 
 

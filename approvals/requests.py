@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from approvals import audit, policy, reminding, roles, signers
+from approvals import audit, policy, reminding, roles, signers, terms
 from approvals.circumstances import NOTHING_KNOWN, Circumstances, worse
 from approvals.law import MOVES, Action, Refused, identity, is_over, locked, move, void_signature
 from approvals.models.request import ApprovalRequest, Comment, Signature
-from approvals.policy import PENDING, Category, Decision, How, PersonFacts, RequestState, Requirement, Tier
+from approvals.policy import PENDING, Category, Decision, How, PersonFacts, RequestState, Requirement
 from approvals.reminding import expire_due, expiry
 from approvals.signers import facts_of
 from approvals.subjects import SubjectRef
@@ -58,7 +57,7 @@ LONGEST_COMMENT = 4_000  # characters
 
 def policy_version() -> str:
     """The policy in force with this installation's settings."""
-    return policy.version(Tier(settings.SELF_BUILD_APPROVAL_REQUIRED))
+    return terms.in_force().version
 
 
 # --- Asking ------------------------------------------------------------------------------------------------------
@@ -187,14 +186,21 @@ def serialise(subject: SubjectRef) -> None:
 
 
 def approve(
-    request: ApprovalRequest, *, person: User, how: How, reason: str = "", seen: str | None = None
+    request: ApprovalRequest,
+    *,
+    person: User,
+    how: How,
+    reason: str = "",
+    seen: str | None = None,
+    on_behalf_of: int | None = None,
 ) -> ApprovalRequest:
     """Sign. The request is approved when this was the last signature missing.
 
-    `how` is through what the person decides, with which second factor; the caller has verified it. `seen` is the
-    fingerprint of what the person looked at. Raises Refused with the rule that forbids it.
+    `on_behalf_of` is the id of whose right is to be used; None takes what fits, the person's own first. `how` is
+    through what the person decides, with which second factor; the caller has verified it. `seen` is the fingerprint of
+    what the person looked at. Raises Refused with the rule that forbids it.
     """
-    return decide(request, person, Decision.APPROVE, how, reason, seen)
+    return decide(request, person, Decision.APPROVE, how, reason, seen, on_behalf_of)
 
 
 def reject(
@@ -215,7 +221,13 @@ def ask_for_changes(
 
 
 def decide(
-    request: ApprovalRequest, person: User, decision: Decision, how: How, reason: str, seen: str | None
+    request: ApprovalRequest,
+    person: User,
+    decision: Decision,
+    how: How,
+    reason: str,
+    seen: str | None,
+    on_behalf_of: int | None = None,
 ) -> ApprovalRequest:
     reason = reason.strip()
     with transaction.atomic():
@@ -225,9 +237,12 @@ def decide(
         if row.state in PENDING and row.policy_version != policy_version():
             raise Refused("The policy has changed since this was asked. It will be asked again.")
         signer, approving = signers.with_rights_locked(row, at, person)
-        answer = policy.may_sign(signer, facts_of(row, approving, at), decision=decision, reason=reason, how=how)
+        asked = facts_of(row, approving, at)
+        answer = policy.may_sign(signer, asked, decision=decision, reason=reason, how=how, on_behalf_of=on_behalf_of)
         if isinstance(answer, policy.Refused):
             raise Refused(answer.why)
+        principal = answer.on_behalf_of
+        signer = signer.signing_for(answer.voice_of)
         if own := asks_of(row).filter(person=person).first():
             if decision is Decision.ASK_FOR_CHANGES:
                 raise Refused(f"{signer.name} asks for changes already. Comment to say more.")
@@ -241,6 +256,7 @@ def decide(
             fingerprint=row.fingerprint,
             channel=how.channel,
             second_factor=how.is_fresh,
+            on_behalf_of_id=principal.id if principal else None,
             at=at,
         )
         if decision is Decision.ASK_FOR_CHANGES:
@@ -256,6 +272,7 @@ def decide(
                 "role": answer.role,
                 "channel": how.channel,
                 "second_factor": how.is_fresh,
+                "on_behalf_of": principal.name if principal else None,
             },
         )
         follow(row, decision, person, reason, (*approving, signer))
@@ -272,7 +289,7 @@ def follow(
         case Decision.ASK_FOR_CHANGES if row.state == RequestState.OPEN:
             move(row, RequestState.CHANGES_ASKED, Action.CHANGES_ASKED, actor=person, because=reason)
         case Decision.APPROVE if not policy.missing(row.needs, approving):
-            names = " and ".join(one.name for one in approving)
+            names = " and ".join(one.signed_as for one in approving)
             move(row, RequestState.APPROVED, Action.APPROVED, actor=person, because=f"Signed by {names}.")
 
 
@@ -336,7 +353,7 @@ def comment(
     with transaction.atomic():
         row = locked(request)
         refuse_unseen(row, seen)
-        speaker = signers.people_for(row, [person.pk])[person.pk]
+        speaker = signers.people_for(row, [person.pk], now())[person.pk]
         if not speaker.active or not speaker.roles:
             raise Refused(f"Only people with a role write here, and {speaker.name} has none.")
         if not text:
@@ -426,8 +443,9 @@ def forget_asks_without_right(row: ApprovalRequest, at: dt.datetime) -> None:
     """Whoever may not sign any more keeps nobody else from signing."""
     wanted = frozenset[policy.Role]().union(*row.needs.signatures)
     asks = list(asks_of(row))
-    known = signers.people_for(row, [one.person_id for one in asks], lock=True)
-    lost = [one for one in asks if not known[one.person_id].active or not known[one.person_id].roles & wanted]
+    known = signers.people_for(row, [one.person_id for one in asks], at, lock=True)
+    voices = [(one, known[one.person_id].signing_for(one.on_behalf_of_id)) for one in asks]
+    lost = [one for one, voice in voices if not voice.may_count or not voice.roles & wanted]
     for ask in lost:
         name = known[ask.person_id].name
         because = f"{name} asked for changes and has no role any more that may sign this."
@@ -469,19 +487,18 @@ def awaiting(person: User, at: dt.datetime) -> list[Awaited]:
         .prefetch_related("edited_by")
         .order_by("expires_at", "pk")
     )
-    signed: dict[int, list[int]] = {}
-    for request_id, person_id in signers.approvals_of(rows).values_list("request_id", "person_id"):
-        signed.setdefault(request_id, []).append(person_id)
-    ids = [person.pk, *(one for many in signed.values() for one in many)]
+    signed: dict[int, list[tuple[int, int | None]]] = {}
+    for request_id, *signer in signers.approvals_of(rows).values_list("request_id", "person_id", "on_behalf_of_id"):
+        signed.setdefault(request_id, []).append((signer[0], signer[1]))
+    rights = roles.snapshot([person.pk, *(one for many in signed.values() for one, _ in many)], at=at)
+    known = {scope: rights.people(scope) for scope in {row.scope for row in rows}}
     found = []
-    for scope in sorted({row.scope for row in rows}):
-        of_scope = [row for row in rows if row.scope == scope]
-        known = signers.people_for(of_scope[0], ids)
-        for row in of_scope:
-            facts = facts_of(row, [known[one] for one in signed.get(row.pk, []) if one in known], at)
-            if isinstance(policy.may_sign(known[person.pk], facts), policy.Allowed):
-                found.append(Awaited(row.pk, at - row.created_at, row.expires_at))
-    return sorted(found, key=lambda one: (one.deadline, one.id))
+    for row in rows:
+        of_scope = known[row.scope]
+        facts = facts_of(row, [of_scope[pk].signing_for(whose) for pk, whose in signed.get(row.pk, [])], at)
+        if isinstance(policy.may_sign(of_scope[person.pk], facts), policy.Allowed):
+            found.append(Awaited(row.pk, at - row.created_at, row.expires_at))
+    return found
 
 
 @dataclass(frozen=True)

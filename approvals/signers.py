@@ -14,11 +14,19 @@ from approvals.models.request import ApprovalRequest, Signature
 from approvals.policy import Decision, PersonFacts, RequestFacts, RequestState, Role
 
 
-def people_for(row: ApprovalRequest, ids: Iterable[int], *, lock: bool = False) -> dict[int, PersonFacts]:
+def people_for(
+    row: ApprovalRequest, ids: Iterable[int], at: dt.datetime, *, lock: bool = False
+) -> dict[int, PersonFacts]:
     """These people as the policy sees them for this request; with `lock`, their rights stay until the transaction
     ends.
     """
-    return roles.people(ids, lock=lock)
+    return roles.people(ids, scope=row.scope, at=at, lock=lock)
+
+
+def voices(row: ApprovalRequest, known: Mapping[int, PersonFacts]) -> list[PersonFacts]:
+    """Those whose approval of `row` stands, each with the right that they used."""
+    given = approvals_of([row]).values_list("person_id", "on_behalf_of_id")
+    return [known[pk].signing_for(whose) for pk, whose in given if pk in known]
 
 
 def facts_of(row: ApprovalRequest, signers: Iterable[PersonFacts], at: dt.datetime) -> RequestFacts:
@@ -45,20 +53,23 @@ def able(
     having: frozenset[Role] = frozenset(Role),
 ) -> list[User]:
     """Who could make this decision now, of those who have one of the roles `having`: whom it is worth telling."""
-    users = {user.pk: user for user in User.objects.filter(is_active=True).order_by("pk")}
-    known = people_for(row, users)
-    signers = [known[one] for one in approvals_of([row]).values_list("person_id", flat=True) if one in known]
-    facts = facts_of(row, signers, at)
-    return [
-        user
-        for pk, user in users.items()
-        if known[pk].roles & having and isinstance(policy.may_sign(known[pk], facts, decision=decision), policy.Allowed)
+    known = roles.everybody(scope=row.scope, at=at, also=approvals_of([row]).values_list("person_id", flat=True))
+    facts = facts_of(row, voices(row, known), at)
+    wanted = [
+        pk
+        for pk, one in known.items()
+        if _has_any(one, having) and isinstance(policy.may_sign(one, facts, decision=decision), policy.Allowed)
     ]
+    return list(User.objects.filter(pk__in=wanted, is_active=True).order_by("pk"))
+
+
+def _has_any(person: PersonFacts, having: frozenset[Role]) -> bool:
+    return bool(person.roles & having) or any(one.roles & having for one in person.stands_in_for)
 
 
 def still_signing(row: ApprovalRequest, at: dt.datetime) -> tuple[PersonFacts, ...]:
     """Those whose approval of `row` stands, their rights locked. Approvals of people who lost theirs are voided."""
-    return sift(row, at, people_for(row, approvals_of([row]).values_list("person_id", flat=True), lock=True))
+    return sift(row, at, people_for(row, approvals_of([row]).values_list("person_id", flat=True), at, lock=True))
 
 
 def with_rights_locked(
@@ -69,7 +80,7 @@ def with_rights_locked(
     All are locked in one go: two requests whose signers meet crosswise would wait for each other otherwise.
     """
     ids = [person.pk, *approvals_of([row]).values_list("person_id", flat=True)]
-    known = people_for(row, ids, lock=True)
+    known = people_for(row, ids, at, lock=True)
     return known[person.pk], sift(row, at, known)
 
 
@@ -77,21 +88,30 @@ def sift(row: ApprovalRequest, at: dt.datetime, known: Mapping[int, PersonFacts]
     wanted = frozenset[policy.Role]().union(*row.needs.signatures)
     standing_signers, lost = [], []
     for signature in approvals_of([row]).filter(fingerprint=row.fingerprint):
-        signer = known[signature.person_id]
-        if signer.active and signer.roles & wanted:
+        signer = known[signature.person_id].signing_for(signature.on_behalf_of_id)
+        if signer.may_count and signer.roles & wanted:
             standing_signers.append(signer)
         else:
             lost.append((signature, signer))
     for signature, signer in lost:
-        why = "no longer has a role that may sign this." if signer.active else "was deactivated."
-        because = f"{signer.name} {why}"
+        because = f"{signer.name} {why_lost(signature, signer)}"
         void_signature(signature, at, because)
         audit.record(Action.SIGNATURE_VOIDED, row, because=because, data={**identity(row), "person": signer.name})
     return tuple(standing_signers)
 
 
+def why_lost(signature: Signature, signer: PersonFacts) -> str:
+    if not signer.active:
+        return "was deactivated."
+    if signer.is_service_account:
+        return "is the account of a program, and programs never sign."
+    if signature.on_behalf_of:
+        return f"no longer stands in for {signature.on_behalf_of} with a right to sign this."
+    return "no longer has a role that may sign this."
+
+
 def with_roles(row: ApprovalRequest, having: frozenset[Role]) -> list[User]:
     """The active people who have one of these roles for what the request is about."""
-    users = {user.pk: user for user in User.objects.filter(is_active=True).order_by("pk")}
-    known = people_for(row, users)
-    return [user for pk, user in users.items() if known[pk].roles & having]
+    known = roles.everybody(scope=row.scope)
+    held = [pk for pk, one in known.items() if one.may_count and one.roles & having]
+    return list(User.objects.filter(pk__in=held).order_by("pk"))

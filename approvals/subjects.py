@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from django.core.exceptions import ObjectDoesNotExist
 
+from approvals.policy import Subject as Concern
+from approvals.policy import Tier
+
 
 @dataclass(frozen=True)
 class SubjectRef:
@@ -29,17 +32,36 @@ class Description:
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """What is known of a subject by now that decides who must sign it; before it is started, an estimate."""
+
+    tier: Tier
+    concern: Concern
+    all_pass: bool = True
+    is_estimate: bool = True
+    proposed_by: int | None = None
+
+
+@dataclass(frozen=True)
 class Subject:
     decided: Callable[[int], None]
     describe: Callable[[int], Description]
+    forecast: Callable[[int], Forecast] | None = None
 
 
 KNOWN: dict[str, Subject] = {}
 
 
-def register(kind: str, *, decided: Callable[[int], None], describe: Callable[[int], Description]) -> None:
-    """Make `kind` known. `decided(id)` is called after commit whenever a request of that kind leaves its state."""
-    KNOWN[kind] = Subject(decided, describe)
+def register(
+    kind: str,
+    *,
+    decided: Callable[[int], None],
+    describe: Callable[[int], Description],
+    forecast: Callable[[int], Forecast] | None = None,
+) -> None:
+    """Make `kind` known. `decided(id)` is called after commit whenever a request of that kind leaves its state;
+    `forecast(id)` answers who will have to sign before anybody is asked."""
+    KNOWN[kind] = Subject(decided, describe, forecast)
 
 
 def tell(kind: str, subject_id: int) -> None:
@@ -52,5 +74,14 @@ def describe(kind: str, subject_id: int) -> Description | None:
     """The subject as it is now; None for a kind nobody registered and for a row that is gone. Requests outlive both."""
     try:
         return KNOWN[kind].describe(subject_id) if kind in KNOWN else None
+    except ObjectDoesNotExist:
+        return None
+
+
+def forecast(kind: str, subject_id: int) -> Forecast | None:
+    """What is known of the subject by now; None where its kind says nothing, and for a row that is gone."""
+    known = KNOWN.get(kind)
+    try:
+        return known.forecast(subject_id) if known and known.forecast else None
     except ObjectDoesNotExist:
         return None

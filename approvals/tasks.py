@@ -5,15 +5,18 @@ from __future__ import annotations
 from celery import shared_task
 from django.utils.timezone import now
 
-from approvals import reminding, telling
+from approvals import policies, reminding, telling
 from approvals.models import StoredAnswer
 
 
 @shared_task(name="approvals.tasks.expire")
 def expire() -> int:
-    """Remind of requests that wait, escalate and expire them; forget old letters and answers. Repeats harmlessly."""
+    """Remind of requests that wait, escalate and expire them, put signed policies in force; forget old letters and
+    answers. Repeats harmlessly.
+    """
     StoredAnswer.objects.forget_old(now())
     telling.forget_old(now())
+    policies.put_signed_in_force()
     return reminding.run(now())
 
 

@@ -42,7 +42,11 @@ def may_hold(person: User, scope: Scope) -> bool:
         return True
     if person.is_superuser and scope is not Scope.APPROVE:
         return True
-    return bool(roles.facts_of(person).roles & SCOPE_ROLES[scope])
+    # Of which services they are is asked when the token is used.
+    held = roles.facts_of(person, scope=roles.ANYWHERE)
+    if held.is_service_account and scope is Scope.APPROVE:
+        return False
+    return bool(held.roles & SCOPE_ROLES[scope])
 
 
 def issue(

@@ -6,19 +6,19 @@ lock of the request, in the transaction that starts the rollout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from approvals import audit, policy, requests
+from approvals import audit, diff, policy, requests, subjects, terms
 from approvals.models import ApprovalRequest
 from approvals.policy import Tier
 from approvals.requests import StandingState
 from approvals.subjects import SubjectRef
-from improvements import circumstances, risk
+from improvements import categories, circumstances, risk
 from improvements.models import Improvement, Release, Rollout, State
 from improvements.outcome import Evidence, Outcome, Verdict, Waiting
 from improvements.releasing import current_release
@@ -51,8 +51,8 @@ def await_approval(improvement: Improvement) -> Outcome | Waiting:
     runs = {run.state: run for run in improvement.proof()}
     inconclusive = [state for state in CHECKED if state not in runs or runs[state].verdict != Verdict.PASS]
     assessed = assess(improvement, inconclusive=len(inconclusive))
-    approval_required = Tier(settings.SELF_BUILD_APPROVAL_REQUIRED)
-    requirement = policy.required(assessed.tier, approval_required=approval_required, all_pass=not inconclusive)
+    concern = concern_of(improvement, repository.changed_paths(improvement.base_commit, improvement.head_commit))
+    requirement = policy.required(assessed.tier, concern, all_pass=not inconclusive, terms=terms.in_force())
     fingerprint = improvement.fingerprint(policy_version=requirement.policy_version)
     evidence = (
         Evidence(
@@ -64,6 +64,7 @@ def await_approval(improvement: Improvement) -> Outcome | Waiting:
                 "probability": assessed.probability,
                 "size": assessed.size,
                 "drivers": [{"what": d.what, "points": round(d.points, 4), "on": d.on} for d in assessed.drivers],
+                "categories": sorted(concern.categories),
                 "requirement": requirement.as_json(),
                 "fingerprint": fingerprint,
             },
@@ -86,9 +87,10 @@ def await_approval(improvement: Improvement) -> Outcome | Waiting:
             fingerprint=fingerprint,
             proposed_by=improvement.proposed_by,
             facts=facts_for_signers(improvement, assessed),
-            expires_at=requests.expiry(improvement.service.name, timezone.now()),
+            expires_at=requests.expiry(improvement.service.name, requirement.tier, timezone.now()),
             edited_by=improvement.edited_by.all(),
             circumstances=known,
+            categories=concern.categories,
         )
         standing = requests.standing(request, fingerprint, known)
         if standing.satisfied:
@@ -106,6 +108,26 @@ UNSATISFIED: Mapping[StandingState, Callable[[str, tuple[Evidence, ...]], Outcom
     StandingState.EXPIRED: lambda why, evidence: Outcome(Verdict.FAIL, why, evidence, ending="expired"),
     StandingState.REJECTED: lambda why, evidence: Outcome(Verdict.FAIL, why, evidence),
 }
+
+
+def concern_of(improvement: Improvement, paths: Sequence[str]) -> policy.Subject:
+    """What the policy asks about an improvement beside its tier; `paths` is what its patch touches, if there is one."""
+    finding = improvement.finding
+    change = categories.ChangeFacts(finding.kind if finding else "", improvement.author, paths)
+    return policy.Subject(categories.of(change), improvement.service.name)
+
+
+def forecast(improvement_id: int) -> subjects.Forecast:
+    """What is known by now that decides who must sign: the estimate, and then the risk of the real patch."""
+    improvement = Improvement.objects.select_related("service", "finding").get(pk=improvement_id)
+    runs = [run for run in improvement.proof() if run.state in CHECKED]
+    return subjects.Forecast(
+        Tier(improvement.tier or improvement.estimated_tier),
+        concern_of(improvement, [line.text for line in diff.lines(improvement.diff) if line.kind is diff.Kind.FILE]),
+        all_pass=all(run.verdict == Verdict.PASS for run in runs),
+        is_estimate=not improvement.tier,
+        proposed_by=improvement.proposed_by_id,
+    )
 
 
 def assess(improvement: Improvement, *, inconclusive: int) -> risk.Risk:

@@ -6,8 +6,8 @@ class ImprovementsConfig(AppConfig):
 
     def ready(self) -> None:
         from approvals import subjects
-        from improvements import deciding, exporting
+        from improvements import approving, deciding, exporting
         from monitoring.exporting import register
 
-        subjects.register("improvement", decided=deciding.wake, describe=deciding.describe)
+        subjects.register("improvement", decided=deciding.wake, describe=deciding.describe, forecast=approving.forecast)
         register("rollouts", exporting.rollouts)

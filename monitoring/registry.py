@@ -53,6 +53,11 @@ def register(
     return _asked(_save(name, str(path), where.branch, found, environment=environment, actor=actor), actor)
 
 
+def names_of_services() -> list[str]:
+    """Of those that are watched; approvals offers them wherever somebody chooses a service."""
+    return list(Service.objects.active().values_list("name", flat=True))
+
+
 def refresh(service: Service, *, actor: User | None = None) -> Service:
     """Read the manifest again at the branch's head, after fetching it where the repository is remote."""
     if service.is_self:

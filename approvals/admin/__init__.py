@@ -4,3 +4,6 @@ working hours and letters."""
 from approvals.admin import hours, log, requests, tokens
 
 __all__ = ["hours", "log", "requests", "tokens"]
+from approvals.admin import people, policies
+
+__all__ = ["log", "people", "policies", "requests", "tokens"]

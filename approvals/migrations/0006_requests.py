@@ -13,7 +13,7 @@ import approvals.policy
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("approvals", "0004_decisions"),
+        ("approvals", "0005_policy"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 

@@ -2,11 +2,14 @@
 to them, and API tokens."""
 
 from approvals.models.audit import AppendOnly, AuditEntry, AuditHead
+from approvals.models.deputy import Deputy
 from approvals.models.hours import WorkingHours
 from approvals.models.letter import Delivery, Letter
 from approvals.models.person import PersonSettings
+from approvals.models.policy import PolicyVersion
 from approvals.models.request import ApprovalRequest, Comment, Signature
 from approvals.models.role import RoleGroup
+from approvals.models.team import TeamMember
 from approvals.models.token import ApiToken, Scope, StoredAnswer
 
 __all__ = [
@@ -17,11 +20,14 @@ __all__ = [
     "AuditHead",
     "Comment",
     "Delivery",
+    "Deputy",
     "Letter",
     "PersonSettings",
+    "PolicyVersion",
     "RoleGroup",
     "Scope",
     "Signature",
     "StoredAnswer",
+    "TeamMember",
     "WorkingHours",
 ]

@@ -39,6 +39,7 @@ PROTECTED: Mapping[str, str] = {
     "improvements/checks/**": "the checks themselves",
     "improvements/verdict.py": "the verdict on a rollout",
     "improvements/risk.py": "the risk of a patch",
+    "improvements/categories.py": "the risk of a patch",
     "monitoring/sandbox*.py": "the sandbox",
     "runerogue.toml": "what is run, tested and protected",
     ".ci/**": "CI",

@@ -42,7 +42,7 @@ def ask(tier: Tier = Tier.HIGH, *, at: dt.datetime = MONDAY, scope: str = "shop"
         fingerprint="f" * 64,
         proposed_by=more.pop("proposed_by", None),
         facts={"what": "one query instead of fifty"},
-        expires_at=reminding.expiry(scope, at),
+        expires_at=reminding.expiry(scope, tier, at),
         **more,
     )
     ApprovalRequest.objects.filter(pk=row.pk).update(created_at=at)
@@ -66,12 +66,12 @@ PATHS = {Tier.LOW: ["bob"], Tier.MEDIUM: ["bob"], Tier.HIGH: ["carol"], Tier.CRI
 @pytest.mark.parametrize("tier", Tier)
 def test_reminds_who_can_act_first_and_tells_the_escalation_role_then(tier: Tier) -> None:
     request = ask(tier)
-    timers = reminding.REMINDERS[tier]
+    when = reminding.timers("shop", tier)
     assert told("Your decision is asked for") == CAN_ACT[tier]
     week = WorkingHours.objects.of("shop")
     minute = dt.timedelta(minutes=1)
     remind_at, escalate_at = (
-        week.after(MONDAY, hours * HOUR) for hours in (timers.remind_hours, timers.escalate_hours)
+        week.after(MONDAY, hours * HOUR) for hours in (when.remind_after_hours, when.escalate_after_hours)
     )
     for at, reminded, escalated in [
         (remind_at - minute, [], []),
@@ -91,9 +91,9 @@ def test_reminds_who_can_act_first_and_tells_the_escalation_role_then(tier: Tier
 
 
 def test_has_timers_for_every_tier() -> None:
-    assert set(reminding.REMINDERS) == set(Tier)
-    for timers in reminding.REMINDERS.values():
-        assert timers.remind_hours < timers.escalate_hours
+    for tier in Tier:
+        when = reminding.timers("shop", tier)
+        assert when.remind_after_hours < when.escalate_after_hours < when.expire_after_hours
 
 
 def test_leaves_weekends_out() -> None:
@@ -109,11 +109,11 @@ def test_leaves_weekends_out() -> None:
 def test_counts_in_the_hours_of_the_service(scope: str, settings: Any) -> None:
     settings.APPROVAL_EXPIRY_HOURS = 10
     monday = {"weekdays": [0, 1, 2, 3, 4]}
-    assert reminding.expiry(scope, MONDAY) == MONDAY + dt.timedelta(days=1, hours=2)
+    assert reminding.expiry(scope, Tier.HIGH, MONDAY) == MONDAY + dt.timedelta(days=1, hours=2)
     WorkingHours.objects.create(scope="", opens=dt.time(9), closes=dt.time(11), **monday)
     WorkingHours.objects.create(scope="shop", opens=dt.time(0), closes=dt.time(0), zone="Europe/Berlin", **monday)
     expected = MONDAY + (10 * HOUR if scope == "shop" else dt.timedelta(days=4, hours=2))
-    assert reminding.expiry(scope, MONDAY) == expected
+    assert reminding.expiry(scope, Tier.HIGH, MONDAY) == expected
 
 
 def test_expires_when_the_working_hours_are_over(settings: Any) -> None:

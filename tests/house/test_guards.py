@@ -23,7 +23,8 @@ def test_every_protected_path_exists(pattern: str) -> None:
             f"improvements/{name}.py"
             for name in ("approving", "ticking", "rolling", "pipeline", "proving", "releasing")
         ),
-        *(f"improvements/{name}.py" for name in ("stopping", "outcome", "verdict", "risk", "models/lifecycle")),
+        *(f"improvements/{name}.py" for name in ("stopping", "outcome", "verdict", "risk", "categories")),
+        "improvements/models/lifecycle.py",
         "improvements/checks/staging.py",
         # Who is told, and that somebody notices silence: no improvement may silence what watches it.
         *(f"monitoring/{name}.py" for name in ("notifying", "routing", "composing", "rounds", "heartbeats")),

@@ -1,0 +1,34 @@
+"""What is in force: the policy that people put there last or the one that is shipped, and the settings beside it."""
+
+from __future__ import annotations
+
+import logging
+
+from django.conf import settings
+
+from approvals import rulebook
+from approvals.models.policy import PolicyVersion
+from approvals.policy import Terms, Tier
+
+logger = logging.getLogger(__name__)
+
+
+def in_force() -> Terms:
+    """The terms that hold now. One query.
+
+    A stored document that a newer RuneRogue no longer takes is not followed: the policy as shipped holds then, which is
+    never weaker than the floor, and the log and the page say why.
+    """
+    version = PolicyVersion.objects.in_force()
+    document, number = rulebook.DEFAULT, 0
+    if version is not None:
+        try:
+            document, number = rulebook.parse(version.document), version.number
+        except rulebook.PolicyError as error:
+            logger.error("%s can't be followed, so the policy as shipped holds: %s", version, error)
+    return Terms(
+        document,
+        number,
+        approval_required=Tier(settings.SELF_BUILD_APPROVAL_REQUIRED),
+        risk_threshold=Tier(settings.SELF_BUILD_RISK_THRESHOLD),
+    )
