@@ -103,11 +103,18 @@ class Migration(migrations.Migration):
                         size=None,
                     ),
                 ),
-                ("opens", models.TimeField(default=datetime.time(9, 0), verbose_name="from")),
+                (
+                    "opens",
+                    models.TimeField(
+                        default=datetime.time(9, 0), help_text="By a clock in that time zone.", verbose_name="from"
+                    ),
+                ),
                 (
                     "closes",
                     models.TimeField(
-                        default=datetime.time(17, 0), help_text="00:00: to the end of the day.", verbose_name="to"
+                        default=datetime.time(17, 0),
+                        help_text="By a clock in that time zone; 00:00: the end of the day.",
+                        verbose_name="to",
                     ),
                 ),
                 (
@@ -116,7 +123,7 @@ class Migration(migrations.Migration):
                         base_field=models.DateField(),
                         blank=True,
                         default=list,
-                        help_text="Dates, separated by commas.",
+                        help_text="Dates such as 2026-12-25, separated by commas.",
                         size=None,
                     ),
                 ),

@@ -31,9 +31,13 @@ class WorkingHours(models.Model):
     )
     zone = models.CharField("time zone", max_length=64, default="UTC", help_text="IANA name, such as Europe/Berlin.")
     weekdays = ArrayField(models.SmallIntegerField(), help_text="Days on which people work, 0 (Monday) to 6 (Sunday).")
-    opens = models.TimeField("from", default=dt.time(9))
-    closes = models.TimeField("to", default=dt.time(17), help_text="00:00: to the end of the day.")
-    holidays = ArrayField(models.DateField(), default=list, blank=True, help_text="Dates, separated by commas.")
+    opens = models.TimeField("from", default=dt.time(9), help_text="By a clock in that time zone.")
+    closes = models.TimeField(
+        "to", default=dt.time(17), help_text="By a clock in that time zone; 00:00: the end of the day."
+    )
+    holidays = ArrayField(
+        models.DateField(), default=list, blank=True, help_text="Dates such as 2026-12-25, separated by commas."
+    )
 
     objects = WorkingHoursQuerySet.as_manager()
 
