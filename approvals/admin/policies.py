@@ -150,7 +150,7 @@ class Question:
     def at(self) -> dt.datetime | None:
         """The time asked about, UTC; None when what was written is no time."""
         if not self.given.get("at"):
-            return now().replace(second=0, microsecond=0)
+            return now()
         try:
             at = parse_datetime(self.given["at"])
         except ValueError:
