@@ -10,7 +10,7 @@ from django.contrib.auth.models import User
 from django.db import connection
 from django.utils import timezone
 
-from approvals import requests, roles
+from approvals import policy, requests, roles, subjects, terms
 from approvals.models import ApprovalRequest, AuditEntry, RoleGroup, Signature
 from approvals.policy import RequestState, Role
 from improvements import approving, authoring, releasing, stopping
@@ -367,3 +367,30 @@ def test_asks_again_when_the_proof_is_another_one(shop: Shop, carol: User) -> No
     assert shop.tick() is State.AWAITING_APPROVAL
     assert states() == ["open", "void"]
     assert not Rollout.objects.exists()
+
+
+def test_asks_a_person_for_whatever_is_about_security(shop: Shop, bob: User) -> None:
+    shop.propose(lines=1, traffic_share=0.05, files={"shop/auth/views.py": "ok = True\n"})
+    assert shop.tick() is State.AWAITING_APPROVAL
+    request = request_of(shop)
+    assert (request.tier, request.scope) == ("medium", shop.service.name)
+    assert "security" in request.categories
+    assert "never goes ahead without a person" in request.needs.reason
+    requests.approve(request, person=bob, how=FRESH)
+    assert shop.tick() is State.ROLLING_OUT
+
+
+def test_says_beforehand_who_will_have_to_sign(shop: Shop, carol: User) -> None:
+    shop.propose(lines=1, traffic_share=0.05, files=MIGRATION, proposed_by=carol)
+    before = subjects.forecast("improvement", shop.improvement.pk)
+    assert before is not None
+    assert before.is_estimate
+    shop.tick()
+    after = subjects.forecast("improvement", shop.improvement.pk)
+    assert after is not None
+    assert not after.is_estimate
+    assert (after.tier, after.concern.service, after.proposed_by) == ("high", shop.service.name, carol.pk)
+    assert "data" in after.concern.categories
+    asked = request_of(shop)
+    assert policy.required(after.tier, after.concern, terms=terms.in_force()).as_json() == asked.requirement
+    assert subjects.forecast("improvement", 0) is None

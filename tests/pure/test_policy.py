@@ -319,6 +319,11 @@ TOGETHER: list[tuple[str, tuple[PersonFacts, ...], int]] = [
     ("a deputy of the CTO and a lead", (for_quinn(person(4), CTO), person(5, LEAD)), 0),
     ("the CTO and a deputy of a lead", (person(6, CTO), for_quinn(person(4), LEAD)), 0),
     ("the CTO and their deputy, who signs as a lead", (person(QUINN, CTO), person(4, LEAD)), 0),
+    (
+        "the CTO, who lent the role of a lead, and a lead",
+        (person(QUINN, CTO), for_quinn(person(4), LEAD), person(5, LEAD)),
+        0,
+    ),
     ("a program and the CTO", (replace(person(4, LEAD), is_service_account=True), person(5, CTO)), 1),
     ("one person with both roles", (person(4, CTO, LEAD),), 1),
 ]
