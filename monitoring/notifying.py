@@ -20,10 +20,10 @@ from django.db.models import Count, Exists, Min, OuterRef, Q, QuerySet
 from django.utils.timezone import now
 
 from approvals import audit
+from approvals.concealing import Unreadable
 from monitoring import composing, recurrence, routing
 from monitoring.alerting import serving_releases
 from monitoring.claiming import claim
-from monitoring.concealing import Unreadable
 from monitoring.models import (
     Alert,
     AlertState,

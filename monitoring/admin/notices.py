@@ -17,10 +17,10 @@ from django.utils.safestring import SafeString
 from django.utils.timezone import now
 
 from approvals import audit
+from approvals.concealing import Unreadable
 from approvals.readonly import ReadOnly
 from monitoring import answering, notifying, recurrence
 from monitoring.admin.pages import NONE, Audited
-from monitoring.concealing import Unreadable
 from monitoring.models import Contact, EscalationStep, MaintenanceWindow, Notice, Page, Silence
 from monitoring.notifiers import NOTIFIERS, Message
 from monitoring.routing import Outbox

@@ -2,7 +2,7 @@ from django.apps.registry import Apps
 from django.db import migrations, models
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
-from monitoring.concealing import conceal, reveal
+from approvals.concealing import conceal, reveal
 
 
 def conceal_all(apps: Apps, schema_editor: BaseDatabaseSchemaEditor) -> None:

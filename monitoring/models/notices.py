@@ -11,7 +11,8 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
 
-from monitoring import concealing, recurrence
+from approvals import concealing
+from monitoring import recurrence
 from monitoring.models.alerts import Alert, Severity
 from monitoring.models.service import Service
 from monitoring.recurrence import Window

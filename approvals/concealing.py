@@ -14,6 +14,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from django.conf import settings
 
+# What HKDF binds the key to. The word is that of the first secrets; another one would make them unreadable.
+LABEL = b"runerogue: secrets of contacts"
+
 
 class Unreadable(Exception):
     """It was concealed under a key that is not known any more. The message says what to do."""
@@ -41,5 +44,5 @@ def _keys() -> MultiFernet:
 
 @lru_cache(maxsize=8)
 def _key(secret_key: str) -> Fernet:
-    derived = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"runerogue: secrets of contacts")
+    derived = HKDF(algorithm=SHA256(), length=32, salt=None, info=LABEL)
     return Fernet(base64.urlsafe_b64encode(derived.derive(secret_key.encode())))
