@@ -6,7 +6,8 @@ class ApprovalsConfig(AppConfig):
     name = "approvals"
 
     def ready(self) -> None:
-        from approvals import policies, roles, subjects
+        from approvals import policies, roles, signing_in, subjects
 
         subjects.register(policies.KIND, decided=policies.decided, describe=policies.describe)
         post_migrate.connect(roles.prepare, sender=self, dispatch_uid="approvals.roles.prepare")
+        signing_in.connect()

@@ -67,6 +67,10 @@ class Refused(Exception):
         return str(self)
 
 
+class SecondFactorWanted(Refused):
+    """Nothing but a fresh second factor is missing."""
+
+
 def is_over(row: ApprovalRequest) -> bool:
     """Whether nothing can happen to it any more."""
     return not MOVES[RequestState(row.state)]

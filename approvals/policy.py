@@ -269,6 +269,7 @@ class Allowed:
 @dataclass(frozen=True)
 class Refused:
     why: str
+    lacks_second_factor: bool = False  # nothing else is missing: the person can give one and decide again
 
 
 def missing(requirement: Requirement, signers: Sequence[PersonFacts]) -> tuple[Slot, ...]:
@@ -325,8 +326,10 @@ def may_sign(
     for signer in _rights(person, on_behalf_of):
         why = _obstacle(signer, request, decision)
         if not why:
-            if why := _wanting(request.requirement, decision, reason, how):
+            if why := _wanting(request.requirement, decision, reason):
                 return Refused(why)
+            if how and decision is Decision.APPROVE and request.requirement.second_factor_required and not how.is_fresh:
+                return Refused(_second_factor_wanted(request.requirement.tier, how), lacks_second_factor=True)
             return Allowed(_role_of(signer, request), signer.voice_of, signer.on_behalf_of)
         obstacles.append(why)
     return Refused(" ".join(dict.fromkeys(obstacles)))
@@ -390,8 +393,8 @@ def _obstacle(signer: PersonFacts, request: RequestFacts, decision: Decision) ->
     return ""
 
 
-def _wanting(requirement: Requirement, decision: Decision, reason: str | None, how: How | None) -> str:
-    """What is wanting in the way somebody decides who may: a reason, a second factor."""
+def _wanting(requirement: Requirement, decision: Decision, reason: str | None) -> str:
+    """What is wanting in the reason of somebody who may decide."""
     if reason is not None and not reason.strip():
         if decision is Decision.REJECT:
             return "A rejection needs a written reason: it is what the next attempt learns from."
@@ -399,8 +402,7 @@ def _wanting(requirement: Requirement, decision: Decision, reason: str | None, h
             return "Who asks for changes writes down which."
         if requirement.reason_required:
             return f"Approving a {requirement.tier}-risk change needs a written reason."
-    guarded = decision is Decision.APPROVE and requirement.second_factor_required
-    return _second_factor_wanted(requirement.tier, how) if how and guarded and not how.is_fresh else ""
+    return ""
 
 
 def _role_of(signer: PersonFacts, request: RequestFacts) -> Role:

@@ -18,7 +18,7 @@ from django.utils.timezone import now
 
 from approvals import audit, policy, reminding, roles, signers, terms
 from approvals.circumstances import NOTHING_KNOWN, Circumstances, worse
-from approvals.law import MOVES, Action, Refused, identity, is_over, locked, move, void_signature
+from approvals.law import MOVES, Action, Refused, SecondFactorWanted, identity, is_over, locked, move, void_signature
 from approvals.models.request import ApprovalRequest, Comment, Signature
 from approvals.policy import PENDING, Category, Decision, How, PersonFacts, RequestState, Requirement
 from approvals.reminding import expire_due, expiry
@@ -32,6 +32,7 @@ __all__ = [
     "Circumstances",
     "Entry",
     "Refused",
+    "SecondFactorWanted",
     "Standing",
     "StandingState",
     "SubjectRef",
@@ -240,7 +241,7 @@ def decide(
         asked = facts_of(row, approving, at)
         answer = policy.may_sign(signer, asked, decision=decision, reason=reason, how=how, on_behalf_of=on_behalf_of)
         if isinstance(answer, policy.Refused):
-            raise Refused(answer.why)
+            raise SecondFactorWanted(answer.why) if answer.lacks_second_factor else Refused(answer.why)
         principal = answer.on_behalf_of
         signer = signer.signing_for(answer.voice_of)
         if own := asks_of(row).filter(person=person).first():

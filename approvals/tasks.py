@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from celery import shared_task
+from django.contrib.sessions.models import Session
 from django.utils.timezone import now
 
-from approvals import policies, reminding, telling
+from approvals import lockouts, policies, reminding, telling
 from approvals.models import StoredAnswer
 
 
@@ -24,3 +25,12 @@ def expire() -> int:
 def send_letters() -> None:
     """Send the mails to people that wait. Several at once share them."""
     telling.send_due(now())
+
+
+@shared_task(name="approvals.tasks.tidy_sign_ins")
+def tidy_sign_ins() -> int:
+    """Tell the audit log of failed sign-ins, and forget old counters and sessions. Repeats harmlessly."""
+    told = lockouts.tell(now())
+    lockouts.forget_old(now())
+    Session.objects.filter(expire_date__lt=now()).delete()
+    return told

@@ -68,6 +68,7 @@ app.conf.beat_schedule = {
     "tidy": every(30, "improvements.tasks.tidy"),
     "expire approvals": every(60, "approvals.tasks.expire"),
     "send letters": every(settings.NOTIFY_SECONDS, "approvals.tasks.send_letters"),
+    "tidy sign-ins": every(60, "approvals.tasks.tidy_sign_ins"),
 }
 app.autodiscover_tasks()
 

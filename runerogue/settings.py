@@ -227,8 +227,20 @@ SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = HTTPS
 SECURE_HSTS_PRELOAD = HTTPS
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
+# Whose X-Forwarded-For is believed. Nobody's by default: whoever may write it chooses the address that is locked out.
+TRUSTED_PROXIES = read(
+    "TRUSTED_PROXIES", as_networks(""), as_networks, "the networks of your own proxies, such as 10.0.0.0/24"
+)
 SECURE_REDIRECT_EXEMPT = [r"^health/live$", r"^health/ready$", r"^metrics$", r"^v1/traces$"]
 SESSION_COOKIE_HTTPONLY = True
+# Not "Strict": who follows a link in a mail would be asked to sign in again.
+SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
+SESSION_HOURS = read("SESSION_HOURS", 12, whole(1, 168), "hours, 1 to 168")
+SESSION_IDLE_MINUTES = read("SESSION_IDLE_MINUTES", 60, whole(5, 1440), "minutes, 5 to 1440")
+# Every write moves the end of the row on; approvals.sessions counts from the sign-in.
+SESSION_COOKIE_AGE = SESSION_HOURS * 3600
+SIGN_IN_FAILURES = read("SIGN_IN_FAILURES", 5, whole(3, 50), "failed sign-ins, 3 to 50")
+SIGN_IN_LOCK_MINUTES = read("SIGN_IN_LOCK_MINUTES", 15, whole(1, 1440), "minutes, 1 to 1440")
 X_FRAME_OPTIONS = "DENY"
 
 INSTALLED_APPS = [
@@ -249,6 +261,7 @@ INSTALLED_APPS = [
     "django_celery_beat",
     "django_prometheus",
     "csp",
+    "axes",
 ]
 MIDDLEWARE = [
     "monitoring.instrumentation.InFlightMiddleware",
@@ -262,8 +275,10 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
+    "approvals.sessions.SessionAges",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "monitoring.instrumentation.BoundedPrometheusMiddleware",
+    "axes.middleware.AxesMiddleware",  # last: it takes the place of the page that a locked sign-in made
 ]
 CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {
@@ -295,7 +310,16 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
+    {"NAME": "approvals.passwords.Recorded"},
 ]
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+# django-axes asks the handler before a password is looked at. Its own tables, for names and addresses, stay empty.
+AXES_HANDLER = "approvals.lockouts.Handler"
+AXES_LOCKOUT_CALLABLE = "approvals.lockouts.answer"
+AXES_CLIENT_IP_CALLABLE = "approvals.whence.origin_of"
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
+AXES_ENABLE_ADMIN = AXES_VERBOSE = False
 LOGIN_URL = "admin:login"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 LANGUAGE_CODE = "en-us"

@@ -15,6 +15,7 @@ urlpatterns = [
     # Browsers ask for it by this name on pages that name none, such as JSON.
     path("favicon.ico", RedirectView.as_view(url=f"{settings.STATIC_URL}favicon.svg")),
     path("", include("monitoring.urls")),
+    path("admin/", include("approvals.urls")),
     path("admin/", admin.site.urls),
     # Last: what no app knows under /api/ is told in the form of the API, not as a page.
     re_path(r"^api/", unknown_address),

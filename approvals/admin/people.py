@@ -55,8 +55,9 @@ def rights_of_group(group: Group) -> dict[str, Any]:
     return {"name": group.name, "permissions": sorted(group.permissions.values_list("codename", flat=True))}
 
 
-@admin.register(User)
 class AuditedUserAdmin(AccountAdmin):
+    """Django's own page of accounts, recorded; `accounts.py` adds what concerns signing in."""
+
     list_display = ["username", "is_active", "is_staff", "is_superuser", "last_login"]
     show_full_result_count = False
 

@@ -12,7 +12,7 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.timezone import now
 
-from approvals import pages, requests, second_factor
+from approvals import pages, requests, second_factor, sessions
 from approvals.admin.parts import STYLES, signed_in
 from approvals.models import ApprovalRequest
 from approvals.policy import Decision
@@ -81,10 +81,18 @@ class ApprovalRequestAdmin(ReadOnly, RequestModelAdmin):
             return HttpResponseRedirect(reverse("admin:approvals_approvalrequest_changelist"))
         if not self.has_view_permission(request, row):
             raise PermissionDenied
-        reason = ""
+        reason = sessions.typed(request)
         if request.method == "POST":
             reason = request.POST.get("reason", "")
-            if self.decide(request, row):
+            try:
+                decided = self.decide(request, row)
+            except requests.SecondFactorWanted as wanted:
+                # Led to the code and back; nothing typed is lost.
+                sessions.keep_typed(request, reason)
+                messages.warning(request, wanted.why)
+                return HttpResponseRedirect(second_factor.step_up_url(request, f"{request.path}#decide"))
+            if decided:
+                sessions.forget_typed(request)
                 return HttpResponseRedirect(reverse("admin:approvals_approvalrequest_change", args=[row.pk]))
             row.refresh_from_db()
         context = {
@@ -112,6 +120,8 @@ class ApprovalRequestAdmin(ReadOnly, RequestModelAdmin):
                 reason=request.POST.get("reason", ""),
                 seen=request.POST.get("fingerprint", ""),
             )
+        except requests.SecondFactorWanted:
+            raise
         except requests.Refused as refused:
             messages.error(request, f"Not recorded. {refused.why}")
             return False

@@ -5,6 +5,8 @@ from approvals.models.audit import AppendOnly, AuditEntry, AuditHead
 from approvals.models.deputy import Deputy
 from approvals.models.hours import WorkingHours
 from approvals.models.letter import Delivery, Letter
+from approvals.models.authenticator import Authenticator, RecoveryCode
+from approvals.models.lockout import Counted, SignInFailures, UntoldFailure
 from approvals.models.person import PersonSettings
 from approvals.models.policy import PolicyVersion
 from approvals.models.request import ApprovalRequest, Comment, Signature
@@ -24,10 +26,16 @@ __all__ = [
     "Letter",
     "PersonSettings",
     "PolicyVersion",
+    "Authenticator",
+    "Counted",
+    "PersonSettings",
+    "RecoveryCode",
     "RoleGroup",
     "Scope",
+    "SignInFailures",
     "Signature",
     "StoredAnswer",
     "TeamMember",
     "WorkingHours",
+    "UntoldFailure",
 ]
