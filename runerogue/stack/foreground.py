@@ -21,7 +21,15 @@ from typing import NoReturn
 
 from runerogue.stack import haproxy, lock, ports, postgres, processes, supervisor, valkey
 from runerogue.stack.errors import StackError
-from runerogue.stack.home import ADMIN_PASSWORD, DEFAULT_PORT, PROJECT, SERVICE_SLOTS, SIGNER_PASSWORD, Home
+from runerogue.stack.home import (
+    ADMIN_PASSWORD,
+    DEFAULT_PORT,
+    PROJECT,
+    SERVICE_SLOTS,
+    SIGNER_KEY,
+    SIGNER_PASSWORD,
+    Home,
+)
 from runerogue.stack.supervisor import Program
 
 # A unix socket's path may have 107 bytes on Linux and 103 on macOS; HAProxy first binds a longer, temporary name.
@@ -331,13 +339,15 @@ def _tell(stack: Stack, *, demo: bool) -> None:
             ("Demo", "Realm and its load are starting; the first improvement asks for a signature within minutes"),
             ("Sign as", f"{shown}, under Approval requests"),
         ]
+        if key := stack.home.secret(SIGNER_KEY):
+            rows += [("", f"with codes of an authenticator app that has the key {key}   (shown this once)")]
     rows += [("Logs", str(stack.home.logs)), ("Stop", "Ctrl-C here, or `make stop` anywhere")]
     width = max(len(text) for _, text in rows) + 12
     lines = ["", "─" * width, " RuneRogue is ready", ""]
     lines += [f" {name:<9}{text}" for name, text in rows]
     lines += ["─" * width, ""]
     print("\n".join(lines), flush=True)
-    for shown_once in (ADMIN_PASSWORD, *([SIGNER_PASSWORD] if demo else [])):
+    for shown_once in (ADMIN_PASSWORD, *([SIGNER_PASSWORD, SIGNER_KEY] if demo else [])):
         if stack.home.secret(shown_once):
             stack.home.set_secret(shown_once, None)
 

@@ -22,6 +22,7 @@ DEFAULT_PORT = 8000
 GENERATED_SECRETS = ("secret_key", "postgres_superuser", "postgres_runerogue")
 ADMIN_PASSWORD = "first_admin_password"  # noqa: S105 (the name of an entry, not a password)
 SIGNER_PASSWORD = "first_signer_password"  # noqa: S105 (likewise)
+SIGNER_KEY = "first_signer_authenticator_key"
 
 
 class HomeError(Exception):

@@ -37,13 +37,15 @@ def main() -> None:
 
 
 def _ensure_signer(home: stack_home.Home) -> None:
-    """The demonstration's people; the password of bob, who may sign, is kept until the ready screen has shown it."""
+    """The demonstration's people; what bob, who may sign, signs in with is kept until the ready screen has shown it."""
     from django.core.management import call_command
 
     told = io.StringIO()
     call_command("ensure_people", demo=True, json=True, stdout=told)
-    if password := json.loads(told.getvalue())["bob"]["password"]:
-        home.set_secret(stack_home.SIGNER_PASSWORD, password)
+    bob = json.loads(told.getvalue())["bob"]
+    for name, value in ((stack_home.SIGNER_PASSWORD, bob["password"]), (stack_home.SIGNER_KEY, bob["key"])):
+        if value:
+            home.set_secret(name, value)
 
 
 def _fingerprint(folders: list[Path]) -> str:

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import Group, Permission, User
 from django.core.management import CommandError, call_command
+from django.utils.timezone import now
 
-from approvals import roles
+from approvals import roles, second_factor
 from approvals.models import AuditEntry, RoleGroup
 from approvals.policy import Role
+from tests.authenticators import code_of
 from tests.people import person
 
 pytestmark = pytest.mark.django_db
@@ -81,9 +83,10 @@ def test_makes_the_people_of_the_demonstration_once(settings: Any) -> None:
         assert user.is_staff
         assert not user.is_superuser
         assert user.check_password(facts["password"])
+        assert second_factor.verify(user, code_of(facts["key"]), now())
         assert {str(role) for role in roles.facts_of(user).roles} == {facts["role"]}
     again = io.StringIO()
     call_command("ensure_people", "--demo", "--json", stdout=again)
-    assert all(facts["password"] is None for facts in json.loads(again.getvalue()).values())
+    assert all((facts["password"], facts["key"]) == (None, None) for facts in json.loads(again.getvalue()).values())
     with pytest.raises(CommandError, match="--demo"):
         call_command("ensure_people")
