@@ -20,6 +20,7 @@ from approvals.models import Authenticator
 
 FOR_SUPERUSERS = ("sign_out_everywhere", "unlock", "reset_second_factor")
 
+
 class WithReason(ActionForm):
     because = forms.CharField(required=False, label="because", max_length=500)
 
@@ -29,7 +30,15 @@ class PersonAdmin(AuditedUserAdmin):
     nothing = "Nobody."
     action_form = WithReason
     actions = list(FOR_SUPERUSERS)
-    list_display = ["username", "is_active", "is_staff", "is_superuser", "last_login", "has_second_factor", "waits_until"]
+    list_display = [
+        "username",
+        "is_active",
+        "is_staff",
+        "is_superuser",
+        "last_login",
+        "has_second_factor",
+        "waits_until",
+    ]
     show_full_result_count = False
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 to them, and API tokens."""
 
 from approvals.models.audit import AppendOnly, AuditEntry, AuditHead
+from approvals.models.authenticator import Authenticator, RecoveryCode
 from approvals.models.deputy import Deputy
 from approvals.models.hours import WorkingHours
 from approvals.models.letter import Delivery, Letter
-from approvals.models.authenticator import Authenticator, RecoveryCode
 from approvals.models.lockout import Counted, SignInFailures, UntoldFailure
 from approvals.models.person import PersonSettings
 from approvals.models.policy import PolicyVersion
@@ -20,15 +20,14 @@ __all__ = [
     "ApprovalRequest",
     "AuditEntry",
     "AuditHead",
+    "Authenticator",
     "Comment",
+    "Counted",
     "Delivery",
     "Deputy",
     "Letter",
     "PersonSettings",
     "PolicyVersion",
-    "Authenticator",
-    "Counted",
-    "PersonSettings",
     "RecoveryCode",
     "RoleGroup",
     "Scope",
@@ -36,6 +35,6 @@ __all__ = [
     "Signature",
     "StoredAnswer",
     "TeamMember",
-    "WorkingHours",
     "UntoldFailure",
+    "WorkingHours",
 ]
