@@ -272,22 +272,24 @@ def reset(person: User, *, actor: User, by: How, because: str, at: dt.datetime) 
         raise NotAllowed("Only an administrator resets the second factor of somebody.")
     if actor.pk == person.pk:
         raise NotAllowed("Nobody resets their own second factor: use a recovery code, or ask another administrator.")
-    if not because.strip():
-        raise NotAllowed("Say why: how do you know that it was this person who asked?")
     _demand_fresh(by)
+    _reset(person, actor, because.strip(), at)
+
+
+def reset_at_the_machine(person: User, *, because: str, at: dt.datetime) -> None:
+    """The same by a command, for when no administrator is left who could. Raises NotAllowed."""
+    _reset(person, None, because.strip(), at)
+
+
+def _reset(person: User, actor: User | None, because: str, at: dt.datetime) -> None:
+    if not because:
+        raise NotAllowed("Say why: how do you know that it was this person who asked?")
     with transaction.atomic():
         _forget(person)
         ended = sessions.end_all(person)
-        _tell(
-            person,
-            f"{actor} reset your second factor",
-            [
-                f"Reason: {because.strip()}",
-                "You were signed out everywhere. If this was not your wish, say so at once.",
-            ],
-            key=at,
-        )
-        audit.record(Action.RESET, person, actor=actor, because=because.strip(), data={"sessions_ended": ended})
+        lines = [f"Reason: {because}", "You were signed out everywhere. If this was not your wish, say so at once."]
+        _tell(person, f"{actor or 'Somebody at the machine'} reset your second factor", lines, key=at)
+        audit.record(Action.RESET, person, actor=actor, because=because, data={"sessions_ended": ended})
 
 
 def _demand_fresh(by: How) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import re
 from threading import Thread
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
+from django.core.management import CommandError, call_command
 from django.db import connection, connections, transaction
 from django.test import Client, RequestFactory
 from django.urls import reverse
@@ -25,6 +27,7 @@ from tests.people import FRESH, give_second_factor
 pytestmark = pytest.mark.django_db
 
 AT = dt.datetime(2026, 5, 4, 12, 0, 10, tzinfo=dt.UTC)
+STEP_UP, ENROL, SETTINGS = (reverse(f"second-factor{end}") for end in ("", "-enrol", "-settings"))
 STALE = How(Channel.PAGE, policy.FRESH_SECONDS + 1)
 
 
@@ -253,6 +256,43 @@ def test_is_reset_by_another_administrator_with_a_reason(bob: User, mallory: Use
     assert entry.data == {"sessions_ended": 1}
 
 
+def test_is_reset_at_the_machine_when_no_administrator_can(mallory: User) -> None:
+    enrolled(mallory, AT)
+    with pytest.raises(CommandError, match="Say why"):
+        call_command("reset_second_factor", "mallory", "--because", " ")
+    with pytest.raises(CommandError, match="no user"):
+        call_command("reset_second_factor", "nobody", "--because", "Lost.")
+    call_command("reset_second_factor", "mallory", "--because", "Lost with the phone.", stdout=io.StringIO())
+    assert not second_factor.has_device(mallory)
+    entry = AuditEntry.objects.get(action="signin.factor_reset")
+    assert (entry.actor, entry.because) == ("RuneRogue", "Lost with the phone.")
+
+
+def test_tells_the_person_of_everything_that_others_could_do_in_their_name(
+    bob: User, mallory: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+
+    def tell(people: Any, *, about: str, subject: str, lines: Any, url: str, key: str) -> int:
+        assert url == SETTINGS
+        told.extend((str(one), subject) for one in people)
+        return len(told)
+
+    monkeypatch.setattr(second_factor.telling, "tell", tell)
+    enrolled(bob, AT)
+    codes = second_factor.new_recovery_codes(bob, by=FRESH, at=AT)
+    assert second_factor.verify(bob, codes[0], AT)
+    second_factor.remove(bob, by=FRESH, at=AT)
+    second_factor.reset(bob, actor=mallory, by=FRESH, because="He called.", at=AT)
+    assert told == [
+        ("bob", "RuneRogue: An authenticator was set up for your account"),
+        ("bob", "RuneRogue: New recovery codes were made for your account"),
+        ("bob", "RuneRogue: A recovery code was used"),
+        ("bob", "RuneRogue: Your second factor was removed"),
+        ("bob", "RuneRogue: mallory reset your second factor"),
+    ]
+
+
 # --- Where one is led -------------------------------------------------------------------------------------------------
 
 
@@ -286,9 +326,6 @@ def test_believes_a_token_with_a_code_and_not_a_token_alone(bob: User) -> None:
 
 
 # --- Pages ------------------------------------------------------------------------------------------------------------
-
-
-STEP_UP, ENROL, SETTINGS = (reverse(f"second-factor{end}") for end in ("", "-enrol", "-settings"))
 
 
 def critical() -> ApprovalRequest:

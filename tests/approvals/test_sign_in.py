@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from django.conf import settings as configured
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.core.management import call_command
-from django.db import connection
+from django.db import connection, connections
 from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -142,6 +143,23 @@ def test_forgets_failures_with_a_sign_in_but_not_those_of_the_address(ann: User)
     assert left == {"address": 7, "pair": 3, "name": 3}
     assert lockouts.forget_old(AT + minutes(14)) == 0
     assert lockouts.forget_old(AT + minutes(15)) == 3
+
+
+@pytest.mark.django_db(transaction=True)
+def test_counts_every_one_of_many_that_fail_at_once() -> None:
+    def guess(name: str) -> None:
+        try:
+            fail(name, 4)
+        finally:
+            connections.close_all()
+
+    threads = [Thread(target=guess, args=(f"n{number % 2}",)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    counted = sorted(SignInFailures.objects.values_list("kind", "failures"))
+    assert counted == [("address", 24), ("name", 12), ("name", 12), ("pair", 12), ("pair", 12)]
 
 
 # --- Where from -----------------------------------------------------------------------------------------------------
