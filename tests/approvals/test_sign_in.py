@@ -199,7 +199,10 @@ def test_says_how_long_to_wait_and_looks_at_no_password_meanwhile(ann: User) -> 
     assert answer.status_code == 429
     assert 890 <= int(answer.headers["Retry-After"]) <= 900
     assert "(15 minutes)" in answer.content.decode()
+    counted = list(SignInFailures.objects.order_by("key").values_list())
     assert sign_in(client, "ann", PASSWORD).status_code == 429
+    assert sign_in(client, "ann", "wrong").status_code == 429
+    assert list(SignInFailures.objects.order_by("key").values_list()) == counted, "nobody is made to wait for longer"
     assert sign_in(Client(), "ann", PASSWORD, REMOTE_ADDR=ELSEWHERE).status_code == 302
     SignInFailures.objects.update(last_at=now() - minutes(15))
     assert sign_in(client, "ann", PASSWORD).status_code == 302
