@@ -19,9 +19,9 @@ from django.db import connection, transaction
 from django.db.models import Count, Exists, Min, OuterRef, Q, QuerySet
 from django.utils.timezone import now
 
-from approvals import audit
+from approvals import audit, recurrence
 from approvals.concealing import Unreadable
-from monitoring import composing, recurrence, routing
+from monitoring import composing, routing
 from monitoring.alerting import serving_releases
 from monitoring.claiming import claim
 from monitoring.models import (

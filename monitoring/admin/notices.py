@@ -16,10 +16,10 @@ from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
 
-from approvals import audit
+from approvals import audit, recurrence
 from approvals.concealing import Unreadable
 from approvals.readonly import ReadOnly
-from monitoring import answering, notifying, recurrence
+from monitoring import answering, notifying
 from monitoring.admin.pages import NONE, Audited
 from monitoring.models import Contact, EscalationStep, MaintenanceWindow, Notice, Page, Silence
 from monitoring.notifiers import NOTIFIERS, Message

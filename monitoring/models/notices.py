@@ -11,11 +11,10 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.timezone import now
 
-from approvals import concealing
-from monitoring import recurrence
+from approvals import concealing, recurrence
+from approvals.recurrence import Window
 from monitoring.models.alerts import Alert, Severity
 from monitoring.models.service import Service
-from monitoring.recurrence import Window
 from monitoring.routing import Kind, Outbox
 
 LONGEST_SILENCE = timedelta(days=30)

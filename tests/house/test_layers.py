@@ -24,6 +24,7 @@ ARITHMETIC = [
     "approvals/teams.py",
     "approvals/tiers.py",
     "improvements/categories.py",
+    "approvals/recurrence.py",
     "improvements/outcome.py",
     "improvements/risk.py",
     "improvements/verdict.py",
@@ -49,7 +50,6 @@ ARITHMETIC = [
     "monitoring/otlp/streams.py",
     "monitoring/privacy.py",
     "monitoring/prometheus.py",
-    "monitoring/recurrence.py",
     "monitoring/routing.py",
     "monitoring/vitals.py",
 ]

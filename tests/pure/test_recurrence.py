@@ -1,4 +1,4 @@
-"""Maintenance windows on real wall clocks."""
+"""Windows on real wall clocks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from monitoring.recurrence import BadWindow, Window, check, open_until, upcoming
+from approvals.recurrence import BadWindow, Window, check, open_until, upcoming
 
 BERLIN, NEW_YORK, KOLKATA = "Europe/Berlin", "America/New_York", "Asia/Kolkata"
 HOUR = timedelta(hours=1)

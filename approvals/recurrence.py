@@ -39,11 +39,11 @@ class Window:
     rule: str = ""
 
 
-def check(window: Window) -> None:
+def check(window: Window, *, longest: timedelta = LONGEST) -> None:
     """Raises BadWindow for what is not a zone, a rule, or a length, and for rules that never happen."""
     zone_of(window.zone)
-    if not timedelta() < window.duration <= LONGEST:
-        raise BadWindow(f"A window lasts more than nothing and at most {LONGEST.days} days.")
+    if not timedelta() < window.duration <= longest:
+        raise BadWindow(f"A window lasts more than nothing and at most {longest.days} days.")
     if not window.rule:
         return
     rule = _rule(window)
