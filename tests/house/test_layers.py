@@ -16,6 +16,7 @@ ARITHMETIC = [
     "approvals/circumstances.py",
     "approvals/diff.py",
     "approvals/fingerprint.py",
+    "approvals/freezing.py",
     "approvals/outline.py",
     "approvals/policy.py",
     "approvals/working_hours.py",
