@@ -37,6 +37,49 @@ class Burn:
     bad: float
 
 
+@dataclass(frozen=True)
+class Spent:
+    """How much of an error budget is gone: `share` is 1 when all of it is.
+
+    `back_at` (unix seconds) is when enough of the failures will have left the period, if nothing more fails and as
+    many ask as did; None while the budget is not gone.
+    """
+
+    share: float
+    requests: float
+    bad: float
+    back_at: float | None
+
+
+def spent(
+    at: NDArray[np.float64],
+    ratio: NDArray[np.float64],
+    requests: NDArray[np.float64],
+    *,
+    objective: float,
+    period_seconds: float,
+    least_bad: float = 0.0,
+) -> Spent | None:
+    """What the intervals of one period spent of their budget; None when nobody asked anything.
+
+    `at`, `ratio` and `requests` as in `burning`. With fewer than `least_bad` bad requests the budget is never gone:
+    a few failures in a quiet month are no reason to stop. Raises ValueError for an objective outside (0, 1).
+    """
+    if not 0 < objective < 1:
+        raise ValueError(f"An objective of {objective} leaves no error budget; give a share such as 0.999.")
+    failed = ratio * requests
+    asked, bad = float(requests.sum()), float(failed.sum())
+    if asked <= 0:
+        return None
+    allowed = max((1.0 - objective) * asked, least_bad)
+    back_at = None
+    if bad >= allowed:
+        left = bad - np.cumsum(failed)  # after each interval has left the period
+        enough = int(np.argmax(left < allowed))
+        back_at = float(at[enough]) + period_seconds
+    return Spent(bad / ((1.0 - objective) * asked), asked, bad, back_at)
+
+
 def burning(
     at: NDArray[np.float64],
     ratio: NDArray[np.float64],

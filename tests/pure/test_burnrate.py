@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from monitoring import burnrate
 from monitoring.burnrate import FAST, SLOW, Window, burning
 
 NOW = 1_000_000_000.0
@@ -90,3 +91,30 @@ def test_waits_for_as_much_history_as_the_short_window_has() -> None:
 def test_refuses_an_objective_without_a_budget(objective: float) -> None:
     with pytest.raises(ValueError, match="no error budget"):
         burning(*week(0, 0), now=NOW, objective=objective, windows=FAST)
+
+
+def test_says_what_a_period_spent_and_when_it_is_back():
+    at = np.arange(1.0, 101.0)
+    ratio, requests = np.zeros(100), np.full(100, 10.0)
+    ratio[[9, 49, 89]] = 0.8  # 24 of 1,000; 10 may fail
+    found = burnrate.spent(at, ratio, requests, objective=0.99, period_seconds=100.0)
+    assert found.share == pytest.approx(2.4)
+    assert (found.requests, found.bad) == (1000.0, pytest.approx(24.0))
+    # The slow truth: with as many requests, so many failures are left when the oldest intervals have left.
+    slow = next(one for one in at if 24.0 - 8.0 * (np.array([10.0, 50.0, 90.0]) <= one).sum() < 10.0)
+    assert found.back_at == slow + 100.0
+
+
+@pytest.mark.parametrize(("bad", "gone"), [(0.0, False), (0.009, False), (0.011, True), (1.0, True)])
+def test_knows_a_budget_that_is_gone(bad, gone):
+    found = burnrate.spent(np.arange(10.0), np.full(10, bad), np.full(10, 99.0), objective=0.99, period_seconds=10.0)
+    assert (found.back_at is not None) is gone
+    assert (found.share >= 1) is gone
+
+
+def test_stops_nothing_for_a_few_failures_and_knows_nothing_without_requests():
+    at, ones = np.arange(10.0), np.ones(10)
+    assert burnrate.spent(at, ones, ones, objective=0.99, period_seconds=10.0, least_bad=11.0).back_at is None
+    assert burnrate.spent(at, ones, np.zeros(10), objective=0.99, period_seconds=10.0) is None
+    with pytest.raises(ValueError, match="leaves no error budget"):
+        burnrate.spent(at, ones, ones, objective=1.0, period_seconds=10.0)
