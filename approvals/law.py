@@ -49,6 +49,7 @@ class Action(StrEnum):
     COMMENTED = "approval.commented"
     SIGNATURE_VOIDED = "approval.signature_voided"
     APPROVED = "approval.approved"
+    APPROVED_BY_BREAK_GLASS = "approval.approved_by_break_glass"
     APPROVED_BY_POLICY = "approval.approved_by_policy"
     CHANGES_ASKED = "approval.changes_asked"
     REJECTED = "approval.rejected"

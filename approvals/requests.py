@@ -16,7 +16,7 @@ from django.contrib.auth.models import User
 from django.db import connection, transaction
 from django.utils.timezone import now
 
-from approvals import audit, policy, reminding, roles, signers, terms
+from approvals import audit, breaking_glass, holding, policy, reminding, roles, signers, terms
 from approvals.circumstances import NOTHING_KNOWN, Circumstances, worse
 from approvals.law import MOVES, Action, Refused, SecondFactorWanted, identity, is_over, locked, move, void_signature
 from approvals.models.request import ApprovalRequest, Comment, Signature
@@ -50,6 +50,7 @@ __all__ = [
     "revoke",
     "standing",
     "thread",
+    "used",
     "void",
 ]
 
@@ -375,6 +376,7 @@ class StandingState(StrEnum):
     SATISFIED = "satisfied"
     WAITING = "waiting"
     CHANGES_ASKED = "changes-asked"
+    HELD = "held"  # everything is there, and a freeze or the error budget keeps it from starting
     REJECTED = "rejected"
     EXPIRED = "expired"
     VOID = "void"
@@ -386,6 +388,7 @@ class Standing:
 
     state: StandingState
     why: str
+    by_break_glass: bool = False
 
     @property
     def satisfied(self) -> bool:
@@ -395,7 +398,7 @@ class Standing:
 def standing(request: ApprovalRequest, fingerprint: str, circumstances: Circumstances = NOTHING_KNOWN) -> Standing:
     """Whether the signatures allow what has this fingerprint to go ahead, checked afresh under locks.
 
-    Call it in the transaction that starts what was approved, and `mark_started` after it: until that ends, nobody can
+    Call it in the transaction that starts what was approved, and `used` after it: until that ends, nobody can
     sign, reject, lose a right or be deactivated. What no longer holds is written down on the way: a changed
     fingerprint or policy and worse circumstances void the request, a passed deadline expires it, and a signer who lost
     the right opens it again.
@@ -407,8 +410,9 @@ def standing(request: ApprovalRequest, fingerprint: str, circumstances: Circumst
             end_what_does_not_hold(row, at, fingerprint, circumstances)
         if is_over(row):
             return Standing(StandingState(row.state), row.because)
+        glass = breaking_glass.in_force(row, at)  # first: it locks all the people in one go
         missing = policy.missing(row.needs, signers.still_signing(row, at))
-        if missing and row.state == RequestState.APPROVED:
+        if missing and row.state == RequestState.APPROVED and not glass:
             because = f"A signature no longer counts; missing again: {policy.in_words(missing)}."
             move(row, RequestState.OPEN, Action.REOPENED, because=because)
             last = row.signatures.exclude(voided_at=None).order_by("voided_at", "pk").last()
@@ -418,12 +422,31 @@ def standing(request: ApprovalRequest, fingerprint: str, circumstances: Circumst
         match RequestState(row.state):
             case RequestState.CHANGES_ASKED:
                 return Standing(StandingState.CHANGES_ASKED, f"Changes are asked for: {row.because}")
-            case RequestState.OPEN:
+            case RequestState.OPEN if not glass:
                 # Even when nothing is missing any more (somebody gained a role): only a signature approves.
                 waited_for = policy.in_words(missing or row.needs.signatures)
                 return Standing(StandingState.WAITING, f"Waiting for {waited_for}.")
-            case _:
-                return Standing(StandingState.SATISFIED, row.because)
+        found = holding.look_at(row, at)
+        if glass and (missing or row.state == RequestState.OPEN or found.hold):
+            return Standing(StandingState.SATISFIED, glass.why, by_break_glass=True)
+        if found.hold:
+            return Standing(StandingState.HELD, f"{row.because} {found.hold}")
+        return Standing(StandingState.SATISFIED, f"{row.because} {found.note}".strip())
+
+
+def used(request: ApprovalRequest, standing: Standing) -> None:
+    """What was approved has started, in the transaction that asked `standing`: no signature is taken back any more, and
+    broken glass has let its one thing through.
+    """
+    with transaction.atomic():
+        row = locked(request)
+        at = now()
+        glass = breaking_glass.in_force(row, at) if standing.by_break_glass else None
+        if glass:
+            breaking_glass.use(glass, at)
+            if row.state == RequestState.OPEN:
+                move(row, RequestState.APPROVED, Action.APPROVED_BY_BREAK_GLASS, because=glass.why)
+        mark_started(row)
 
 
 def end_what_does_not_hold(

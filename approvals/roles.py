@@ -31,8 +31,8 @@ GROUP_NAMES: Mapping[Role, str] = {
     Role.VIEWER: "Viewers",
 }
 # Least privilege: every group reads these apps, and who is called when something goes wrong may start and stop
-# improvements, answer alerts, and say who is told, what is kept quiet and what is normal. Nothing else is granted; who
-# may sign follows from the role, in the domain code.
+# improvements, freeze rollouts, answer alerts, and say who is told, what is kept quiet and what is normal. Nothing else
+# is granted; who may sign, and who may loosen a freeze, follows from the role, in the domain code.
 READABLE_APPS = ("approvals", "monitoring", "analysis", "improvements")
 OPERATING_ROLES = (Role.LEAD, Role.ARCHITECTURE, Role.CTO, Role.ON_CALL)
 TO_OPERATE = (
@@ -43,6 +43,7 @@ TO_OPERATE = (
         for model in ("contact", "escalationstep", "silence", "maintenancewindow")
         for verb in ("add", "change")
     ),
+    *(("approvals", f"{verb}_freezewindow") for verb in ("add", "change")),
     ("monitoring", "delete_escalationstep"),
     ("monitoring", "add_baseline"),
     *(("approvals", f"{verb}_workinghours") for verb in ("add", "change", "delete")),

@@ -16,7 +16,7 @@ from django.utils import timezone
 from approvals import audit, diff, policy, requests, subjects, terms
 from approvals.models import ApprovalRequest
 from approvals.policy import Tier
-from approvals.requests import StandingState
+from approvals.requests import Standing, StandingState
 from approvals.subjects import SubjectRef
 from improvements import categories, circumstances, risk
 from improvements.models import Improvement, Release, Rollout, State
@@ -94,7 +94,7 @@ def await_approval(improvement: Improvement) -> Outcome | Waiting:
         )
         standing = requests.standing(request, fingerprint, known)
         if standing.satisfied:
-            return _start_rollout(improvement, request, current, standing.why, evidence)
+            return _start_rollout(improvement, request, current, standing, evidence)
         # A worker may have died between preparing the rollout and moving on; what it prepared no longer holds.
         discard_prepared(improvement)
     return UNSATISFIED[standing.state](standing.why, evidence)
@@ -104,6 +104,8 @@ def await_approval(improvement: Improvement) -> Outcome | Waiting:
 UNSATISFIED: Mapping[StandingState, Callable[[str, tuple[Evidence, ...]], Outcome | Waiting]] = {
     StandingState.WAITING: lambda why, _: Waiting(why, seconds=2),
     StandingState.CHANGES_ASKED: lambda why, _: Waiting(why, seconds=2),
+    # A freeze that is lifted, or broken glass, is seen soon enough; the error budget is not asked all the time.
+    StandingState.HELD: lambda why, _: Waiting(why, seconds=10),
     StandingState.VOID: lambda why, _: Waiting(f"asked again: {why}", seconds=0),
     StandingState.EXPIRED: lambda why, evidence: Outcome(Verdict.FAIL, why, evidence, ending="expired"),
     StandingState.REJECTED: lambda why, evidence: Outcome(Verdict.FAIL, why, evidence),
@@ -207,7 +209,11 @@ def discard_prepared(improvement: Improvement) -> None:
 
 
 def _start_rollout(
-    improvement: Improvement, request: ApprovalRequest, current: Release, why: str, evidence: tuple[Evidence, ...]
+    improvement: Improvement,
+    request: ApprovalRequest,
+    current: Release,
+    standing: Standing,
+    evidence: tuple[Evidence, ...],
 ) -> Outcome | Waiting:
     """Inside the transaction that rechecked the signatures. The database allows one live rollout a service."""
     if not Rollout.objects.filter(improvement=improvement).exists():
@@ -219,11 +225,11 @@ def _start_rollout(
                 )
         except IntegrityError:
             return Waiting(f"another rollout of {improvement.service.name} is live", seconds=5)
-        requests.mark_started(request)
+        requests.used(request, standing)
         audit.record(
             "rollout.started",
             improvement,
-            because=why,
+            because=standing.why,
             data={"current": current.commit, "candidate": candidate.commit, "steps": list(settings.ROLLOUT_STEPS)},
         )
-    return Outcome(Verdict.PASS, why, evidence)
+    return Outcome(Verdict.PASS, standing.why, evidence)

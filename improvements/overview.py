@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from django.contrib.auth.models import User
-from django.db.models import Case, IntegerField, OuterRef, Subquery, Value, When
+from django.db.models import Case, Count, IntegerField, OuterRef, Q, Subquery, Value, When
 
 from analysis.models import Finding
 from approvals import requests
@@ -60,19 +60,22 @@ def overview_for(person: User, at: dt.datetime) -> Overview | None:
     awaiting = [one.id for one in requests.awaiting(person, at)]
     asked = ApprovalRequest.objects.defer("facts").in_bulk(awaiting[:MOST_ROWS])
     firing = Alert.objects.firing().filter(service__archived_at=None).select_related("service")
-    under_way = Improvement.objects.unfinished().exclude(state=State.SUGGESTED, started_at=None)
+    not_started = Q(state=State.SUGGESTED, started_at=None)
+    unfinished = Improvement.objects.unfinished()
+    counts = unfinished.aggregate(all=Count("pk"), suggestions=Count("pk", filter=not_started))
     return Overview(
         to_sign=[asked[pk] for pk in awaiting[:MOST_ROWS]],
         to_sign_total=len(awaiting),
         firing=list(firing.order_by(_first("severity", Severity.CRITICAL), "fired_at")[:MOST_ROWS]),
         firing_total=firing.count(),
         under_way=list(
-            under_way.select_related("service")
+            unfinished.exclude(not_started)
+            .select_related("service")
             .defer("diff")
             .order_by(_first("state", State.STUCK), "state_since")[:MOST_ROWS]
         ),
-        under_way_total=under_way.count(),
-        suggestions=Improvement.objects.filter(state=State.SUGGESTED, started_at=None).count(),
+        under_way_total=counts["all"] - counts["suggestions"],
+        suggestions=counts["suggestions"],
         open_findings=Finding.objects.open().filter(service__archived_at=None).count(),
         services=_services(),
     )

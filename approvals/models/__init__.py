@@ -7,6 +7,8 @@ from approvals.models.deputy import Deputy
 from approvals.models.hours import WorkingHours
 from approvals.models.letter import Delivery, Letter
 from approvals.models.lockout import Counted, SignInFailures, UntoldFailure
+from approvals.models.break_glass import BreakGlass
+from approvals.models.freeze import FreezeWindow
 from approvals.models.person import PersonSettings
 from approvals.models.policy import PolicyVersion
 from approvals.models.request import ApprovalRequest, Comment, Signature
@@ -26,6 +28,8 @@ __all__ = [
     "Delivery",
     "Deputy",
     "Letter",
+    "BreakGlass",
+    "FreezeWindow",
     "PersonSettings",
     "PolicyVersion",
     "RecoveryCode",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 import time
 
@@ -9,14 +10,15 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection
 from django.utils import timezone
+from django.utils.timezone import now
 
-from approvals import policy, requests, roles, subjects, terms
-from approvals.models import ApprovalRequest, AuditEntry, RoleGroup, Signature
+from approvals import breaking_glass, policy, requests, roles, subjects, terms
+from approvals.models import ApprovalRequest, AuditEntry, BreakGlass, FreezeWindow, RoleGroup, Signature
 from approvals.policy import RequestState, Role
 from improvements import approving, authoring, releasing, stopping
 from improvements.authors import Patch
 from improvements.models import Improvement, LostRace, Release, Rollout, State
-from improvements.outcome import Outcome, Verdict, Waiting
+from improvements.outcome import Evidence, Outcome, Verdict, Waiting
 from tests.improvements.factories import FindingFactory, ImprovementFactory, in_state
 from tests.improvements.world import Shop
 from tests.people import FRESH, person
@@ -394,3 +396,69 @@ def test_says_beforehand_who_will_have_to_sign(shop: Shop, carol: User) -> None:
     asked = request_of(shop)
     assert policy.required(after.tier, after.concern, terms=terms.in_force()).as_json() == asked.requirement
     assert subjects.forecast("improvement", 0) is None
+
+
+# --- Freezes, and what passes them ----------------------------------------------------------------------------------
+
+
+def freeze(shop: Shop) -> FreezeWindow:
+    begin = now() - dt.timedelta(hours=1)
+    return FreezeWindow.objects.create(
+        name="Year end", scope=shop.service.name, reason="nobody is here", first_day=begin.date(),
+        begins=begin.time(), duration_minutes=120,
+    )  # fmt: skip
+
+
+def test_waits_for_the_end_of_a_freeze_and_says_when_that_is(shop: Shop) -> None:
+    window = freeze(shop)
+    shop.propose()
+    assert shop.tick() is State.AWAITING_APPROVAL
+    assert f"{shop.service.name} is frozen by “Year end” (nobody is here). Until 20" in shop.said()
+    assert not Rollout.objects.exists()
+    FreezeWindow.objects.filter(pk=window.pk).update(enabled=False)
+    assert shop.tick() is State.ROLLING_OUT
+
+
+def test_never_holds_a_rollback(shop: Shop) -> None:
+    shop.bake()
+    freeze(shop)
+    stopping.stop(shop.improvement, actor=None, because="it is slow")
+    shop.reload()
+    for _ in range(5):
+        if shop.tick() is State.ROLLED_BACK:
+            break
+    assert shop.improvement.state == State.ROLLED_BACK
+
+
+def test_starts_once_by_broken_glass(shop: Shop, bob: User, erin: User) -> None:
+    freeze(shop)
+    shop.propose(**HIGH)
+    shop.tick()
+    request = request_of(shop)
+    glass = breaking_glass.open_glass(
+        request, person=bob, how=FRESH, reason="It is down.", ticket="INC-7", seen=request.fingerprint, at=now()
+    )
+    assert shop.tick() is State.AWAITING_APPROVAL
+    breaking_glass.confirm(glass, person=erin, how=FRESH, at=now())
+    assert shop.tick() is State.ROLLING_OUT
+    glass.refresh_from_db()
+    assert (glass.state, request_of(shop).state) == ("used", "approved")
+    because = AuditEntry.objects.get(action="rollout.started").because
+    assert because == "Break-glass by bob and erin (ticket INC-7): It is down."
+
+
+def test_passes_no_proof_by_broken_glass(shop: Shop, bob: User, erin: User) -> None:
+    """What was opened is for one patch with its evidence. Another patch is another question."""
+    shop.propose(**HIGH)
+    shop.tick()
+    request = request_of(shop)
+    glass = breaking_glass.open_glass(
+        request, person=bob, how=FRESH, reason="It is down.", ticket="INC-7", seen=request.fingerprint, at=now()
+    )
+    breaking_glass.confirm(glass, person=erin, how=FRESH, at=now())
+    run = shop.improvement.runs.filter(state=State.TESTING).get()
+    run.keep(Evidence("tests", "another run of the tests", {"failed": 1}))
+    shop.tick()
+    assert shop.tick() is State.AWAITING_APPROVAL
+    assert not Rollout.objects.exists()
+    assert BreakGlass.objects.get().state == "confirmed"
