@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from django.contrib.auth.models import User
@@ -34,7 +34,6 @@ class Finding:
 
 Reason = Callable[[str, dt.datetime], Finding]
 _reasons: dict[str, Reason] = {}
-_scopes: list[Callable[[], Iterable[str]]] = []
 
 
 def register(name: str, reason: Reason) -> None:
@@ -43,16 +42,6 @@ def register(name: str, reason: Reason) -> None:
     It is asked in the transaction that starts the rollout: it reads rows and nothing slower.
     """
     _reasons[name] = reason
-
-
-def register_scopes(names: Callable[[], Iterable[str]]) -> None:
-    """Say which services there are: a window for a misspelt one would hold nothing, and nobody would notice."""
-    _scopes.append(names)
-
-
-def scopes() -> list[str]:
-    """The names of the services that a window can be about."""
-    return sorted({name for names in _scopes for name in names()})
 
 
 def rules() -> list[Rule]:

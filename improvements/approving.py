@@ -18,7 +18,7 @@ from approvals.models import ApprovalRequest
 from approvals.policy import Tier
 from approvals.requests import Standing, StandingState
 from approvals.subjects import SubjectRef
-from improvements import categories, circumstances, risk
+from improvements import categories, circumstances, reliability, risk
 from improvements.models import Improvement, Release, Rollout, State
 from improvements.outcome import Evidence, Outcome, Verdict, Waiting
 from improvements.releasing import current_release
@@ -189,6 +189,7 @@ def facts_for_signers(improvement: Improvement, assessed: risk.Risk) -> dict[str
         "on_approve": f"The candidate gets {steps} of live traffic, with a verdict at each step; then it is merged.",
         "undo": "Traffic goes back to the old release at once, which keeps running; a merged commit is reverted.",
         "diff": improvement.diff,
+        "is_reliability_fix": reliability.is_fix(improvement.finding.kind if improvement.finding else ""),
     }
 
 

@@ -11,7 +11,7 @@ from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 from django.utils.timezone import now
 
-from approvals import holding, recurrence
+from approvals import holding, recurrence, scopes
 from approvals.admin.parts import STYLES, signed_in
 from approvals.models import FreezeWindow
 
@@ -39,7 +39,7 @@ class WindowForm(WindowModelForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        names = {*holding.scopes(), self.instance.scope} - {""}
+        names = {*scopes.names(), self.instance.scope} - {""}
         scope = self.fields["scope"]
         assert isinstance(scope, forms.ChoiceField)
         scope.choices = [("", "every service"), *((name, name) for name in sorted(names))]

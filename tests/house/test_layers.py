@@ -27,6 +27,7 @@ ARITHMETIC = [
     "improvements/categories.py",
     "approvals/recurrence.py",
     "improvements/outcome.py",
+    "improvements/reliability.py",
     "improvements/risk.py",
     "improvements/verdict.py",
     "monitoring/alerts.py",

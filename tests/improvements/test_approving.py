@@ -417,6 +417,7 @@ def test_waits_for_the_end_of_a_freeze_and_says_when_that_is(shop: Shop) -> None
     assert not Rollout.objects.exists()
     FreezeWindow.objects.filter(pk=window.pk).update(enabled=False)
     assert shop.tick() is State.ROLLING_OUT
+    assert "error budget" in AuditEntry.objects.get(action="rollout.started").because  # not known, and said
 
 
 def test_never_holds_a_rollback(shop: Shop) -> None:

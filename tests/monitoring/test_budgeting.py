@@ -1,0 +1,78 @@
+"""The error budget: what is gone, what is not known, and what that holds."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from approvals import holding
+from monitoring import budgeting
+from monitoring.manifest import parse
+from monitoring.models import Service
+from tests.monitoring.factories import MANIFEST, T0, ServiceFactory, samples
+
+pytestmark = pytest.mark.django_db
+WHOLE = {"endpoint": "*", "method": "*"}
+
+
+def service(slo: str = "availability = 0.99\nperiod_days = 7") -> Service:
+    made: Service = ServiceFactory(name="shop", manifest=parse(f"{MANIFEST}[slo]\n{slo}\n").model_dump(mode="json"))
+    return made
+
+
+def traffic(one: Service, ratios: list[float], *, per_second: float = 10.0) -> None:
+    """An interval of a minute for each ratio, the last one just before T0: 600 requests each if not said otherwise."""
+    samples(one, "error_ratio", ratios, until=T0, **WHOLE)
+    samples(one, "requests_per_second", [per_second] * len(ratios), until=T0, **WHOLE)
+
+
+def test_holds_when_the_budget_is_gone_and_says_when_it_is_back() -> None:
+    # 60,000 requests may fail 600 times. 1,710 did: in the first minute, the fiftieth and the last.
+    traffic(service(), [0.95, *[0.0] * 48, 0.95, *[0.0] * 49, 0.95])
+    hold = holding.hold("shop", T0, is_reliability_fix=False)
+    assert hold is not None
+    assert "The error budget of shop is gone: 1,710 of 60,000 requests failed" in hold.why
+    assert "what 99% over 7 days allows" in hold.why
+    # Two of the three must leave the period.
+    assert hold.until == T0 - timedelta(minutes=51) + timedelta(days=7)
+
+
+@pytest.mark.parametrize(("fix", "rollback"), [(True, False), (False, True)])
+def test_lets_reliability_fixes_and_rollbacks_through(fix: bool, rollback: bool) -> None:
+    traffic(service(), [0.5] * 10)
+    assert holding.hold("shop", T0, is_reliability_fix=False) is not None
+    assert holding.hold("shop", T0, is_reliability_fix=fix, is_rollback=rollback) is None
+
+
+@pytest.mark.parametrize(
+    ("ratios", "per_second", "note"),
+    [
+        ([0.009] * 10, 10.0, False),  # within the budget
+        ([], 10.0, True),  # never measured
+        ([0.5], 1.0, True),  # 60 requests say nothing
+        ([0.0, 0.07], 1.0, False),  # 4 of 120 failed: more than 1 %, and no incident
+    ],
+)
+def test_holds_nothing_where_it_lasts_or_is_not_known(ratios: list[float], per_second: float, note: bool) -> None:
+    one = service()
+    if ratios:
+        traffic(one, ratios, per_second=per_second)
+    found = holding.look("shop", T0, is_reliability_fix=False)
+    assert found.hold is None
+    assert ("is not known" in found.note) is note
+
+
+def test_looks_at_its_period_only() -> None:
+    traffic(service(), [1.0, 1.0, *[0.0] * 20])
+    assert holding.hold("shop", T0, is_reliability_fix=False) is not None
+    assert holding.hold("shop", T0 + timedelta(days=7) - timedelta(minutes=15), is_reliability_fix=False) is None
+
+
+def test_reads_a_quarter_from_rollups() -> None:
+    traffic(service("availability = 0.99\nperiod_days = 90"), [0.5] * 30)
+    assert holding.hold("shop", T0, is_reliability_fix=False) is not None
+
+
+def test_knows_nothing_of_what_is_no_service() -> None:
+    assert budgeting.holds("nothing", T0) == holding.Finding()
