@@ -7,7 +7,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("approvals", "0004_decisions"),
+        ("approvals", "0006_requests"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 

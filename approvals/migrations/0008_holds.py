@@ -10,7 +10,7 @@ import approvals.freezing
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("approvals", "0004_decisions"),
+        ("approvals", "0007_sign_in"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 

@@ -3,12 +3,12 @@ to them, and API tokens."""
 
 from approvals.models.audit import AppendOnly, AuditEntry, AuditHead
 from approvals.models.authenticator import Authenticator, RecoveryCode
+from approvals.models.break_glass import BreakGlass
 from approvals.models.deputy import Deputy
+from approvals.models.freeze import FreezeWindow
 from approvals.models.hours import WorkingHours
 from approvals.models.letter import Delivery, Letter
 from approvals.models.lockout import Counted, SignInFailures, UntoldFailure
-from approvals.models.break_glass import BreakGlass
-from approvals.models.freeze import FreezeWindow
 from approvals.models.person import PersonSettings
 from approvals.models.policy import PolicyVersion
 from approvals.models.request import ApprovalRequest, Comment, Signature
@@ -23,13 +23,13 @@ __all__ = [
     "AuditEntry",
     "AuditHead",
     "Authenticator",
+    "BreakGlass",
     "Comment",
     "Counted",
     "Delivery",
     "Deputy",
-    "Letter",
-    "BreakGlass",
     "FreezeWindow",
+    "Letter",
     "PersonSettings",
     "PolicyVersion",
     "RecoveryCode",
