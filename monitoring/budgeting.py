@@ -44,7 +44,7 @@ def spent(service: Service, at: datetime) -> Spent | None:
     requests = (step or settings.METRICS_COLLECTION_INTERVAL) * aligned(ratio.at, rate.at, rate.value)
     found = burnrate.spent(
         ratio.at, ratio.value, requests,
-        objective=slo.availability, period_seconds=slo.period_days * 86_400.0, least_bad=LEAST_BAD,
+        now=at.timestamp(), objective=slo.availability, period_seconds=slo.period_days * 86_400.0, least_bad=LEAST_BAD,
     )  # fmt: skip
     return found if found and found.requests >= LEAST_REQUESTS else None
 

@@ -56,13 +56,15 @@ def spent(
     ratio: NDArray[np.float64],
     requests: NDArray[np.float64],
     *,
+    now: float,
     objective: float,
     period_seconds: float,
     least_bad: float = 0.0,
 ) -> Spent | None:
-    """What the intervals of one period spent of their budget; None when nobody asked anything.
+    """What the intervals of the period that ends `now` spent of its budget; None when nobody asked anything.
 
-    `at`, `ratio` and `requests` as in `burning`. With fewer than `least_bad` bad requests the budget is never gone:
+    `at`, `ratio` and `requests` as in `burning`. The budget is that of the whole period: of a service that is measured
+    for less, as many are taken to ask in all of it. With fewer than `least_bad` bad requests the budget is never gone:
     a few failures in a quiet month are no reason to stop. Raises ValueError for an objective outside (0, 1).
     """
     if not 0 < objective < 1:
@@ -71,13 +73,14 @@ def spent(
     asked, bad = float(requests.sum()), float(failed.sum())
     if asked <= 0:
         return None
-    allowed = max((1.0 - objective) * asked, least_bad)
+    budget = (1.0 - objective) * asked * max(period_seconds / max(now - float(at[0]), 1.0), 1.0)
+    allowed = max(budget, least_bad)
     back_at = None
     if bad >= allowed:
         left = bad - np.cumsum(failed)  # after each interval has left the period
         enough = int(np.argmax(left < allowed))
         back_at = float(at[enough]) + period_seconds
-    return Spent(bad / ((1.0 - objective) * asked), asked, bad, back_at)
+    return Spent(bad / budget, asked, bad, back_at)
 
 
 def burning(

@@ -21,18 +21,22 @@ def service(slo: str = "availability = 0.99\nperiod_days = 7") -> Service:
     return made
 
 
-def traffic(one: Service, ratios: list[float], *, per_second: float = 10.0) -> None:
-    """An interval of a minute for each ratio, the last one just before T0: 600 requests each if not said otherwise."""
-    samples(one, "error_ratio", ratios, until=T0, **WHOLE)
-    samples(one, "requests_per_second", [per_second] * len(ratios), until=T0, **WHOLE)
+def traffic(one: Service, ratios: list[float], *, per_second: float = 10.0, days: int = 7) -> None:
+    """An interval of a minute for each ratio, the last one just before T0: 600 requests each if not said otherwise.
+
+    One more, without failures, lies at the beginning of the period of so many `days`; 0: there is none.
+    """
+    for until, values in [(T0 - timedelta(days=days) + timedelta(minutes=2), [0.0] * bool(days)), (T0, ratios)]:
+        samples(one, "error_ratio", values, until=until, **WHOLE)
+        samples(one, "requests_per_second", [per_second] * len(values), until=until, **WHOLE)
 
 
 def test_holds_when_the_budget_is_gone_and_says_when_it_is_back() -> None:
-    # 60,000 requests may fail 600 times. 1,710 did: in the first minute, the fiftieth and the last.
+    # 60,600 requests may fail 606 times. 1,710 did: in the first of a hundred minutes, the fiftieth and the last.
     traffic(service(), [0.95, *[0.0] * 48, 0.95, *[0.0] * 49, 0.95])
     hold = holding.hold("shop", T0, is_reliability_fix=False)
     assert hold is not None
-    assert "The error budget of shop is gone: 1,710 of 60,000 requests failed" in hold.why
+    assert "The error budget of shop is gone: 1,710 of 60,600 requests failed" in hold.why
     assert "what 99% over 7 days allows" in hold.why
     # Two of the three must leave the period.
     assert hold.until == T0 - timedelta(minutes=51) + timedelta(days=7)
@@ -50,8 +54,8 @@ def test_lets_reliability_fixes_and_rollbacks_through(fix: bool, rollback: bool)
     [
         ([0.009] * 10, 10.0, False),  # within the budget
         ([], 10.0, True),  # never measured
-        ([0.5], 1.0, True),  # 60 requests say nothing
-        ([0.0, 0.07], 1.0, False),  # 4 of 120 failed: more than 1 %, and no incident
+        ([0.5], 0.5, True),  # 60 requests say nothing
+        ([0.0, 0.07], 1.0, False),  # 4 of 180 failed: more than 1 %, and no incident
     ],
 )
 def test_holds_nothing_where_it_lasts_or_is_not_known(ratios: list[float], per_second: float, note: bool) -> None:
@@ -63,6 +67,11 @@ def test_holds_nothing_where_it_lasts_or_is_not_known(ratios: list[float], per_s
     assert ("is not known" in found.note) is note
 
 
+def test_gives_a_young_service_the_budget_of_its_whole_period() -> None:
+    traffic(service(), [0.5] * 10, days=0)
+    assert holding.look("shop", T0, is_reliability_fix=False) == holding.Finding()
+
+
 def test_looks_at_its_period_only() -> None:
     traffic(service(), [1.0, 1.0, *[0.0] * 20])
     assert holding.hold("shop", T0, is_reliability_fix=False) is not None
@@ -70,7 +79,7 @@ def test_looks_at_its_period_only() -> None:
 
 
 def test_reads_a_quarter_from_rollups() -> None:
-    traffic(service("availability = 0.99\nperiod_days = 90"), [0.5] * 30)
+    traffic(service("availability = 0.99\nperiod_days = 90"), [0.5] * 30, days=90)
     assert holding.hold("shop", T0, is_reliability_fix=False) is not None
 
 

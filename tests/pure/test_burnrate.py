@@ -97,7 +97,7 @@ def test_says_what_a_period_spent_and_when_it_is_back():
     at = np.arange(1.0, 101.0)
     ratio, requests = np.zeros(100), np.full(100, 10.0)
     ratio[[9, 49, 89]] = 0.8  # 24 of 1,000; 10 may fail
-    found = burnrate.spent(at, ratio, requests, objective=0.99, period_seconds=100.0)
+    found = burnrate.spent(at, ratio, requests, now=101.0, objective=0.99, period_seconds=100.0)
     assert found.share == pytest.approx(2.4)
     assert (found.requests, found.bad) == (1000.0, pytest.approx(24.0))
     # The slow truth: with as many requests, so many failures are left when the oldest intervals have left.
@@ -107,14 +107,25 @@ def test_says_what_a_period_spent_and_when_it_is_back():
 
 @pytest.mark.parametrize(("bad", "gone"), [(0.0, False), (0.009, False), (0.011, True), (1.0, True)])
 def test_knows_a_budget_that_is_gone(bad, gone):
-    found = burnrate.spent(np.arange(10.0), np.full(10, bad), np.full(10, 99.0), objective=0.99, period_seconds=10.0)
+    found = burnrate.spent(
+        np.arange(10.0), np.full(10, bad), np.full(10, 99.0), now=10.0, objective=0.99, period_seconds=10.0
+    )
     assert (found.back_at is not None) is gone
     assert (found.share >= 1) is gone
 
 
 def test_stops_nothing_for_a_few_failures_and_knows_nothing_without_requests():
     at, ones = np.arange(10.0), np.ones(10)
-    assert burnrate.spent(at, ones, ones, objective=0.99, period_seconds=10.0, least_bad=11.0).back_at is None
-    assert burnrate.spent(at, ones, np.zeros(10), objective=0.99, period_seconds=10.0) is None
+    assert burnrate.spent(at, ones, ones, now=10.0, objective=0.99, period_seconds=10.0, least_bad=11.0).back_at is None
+    assert burnrate.spent(at, ones, np.zeros(10), now=10.0, objective=0.99, period_seconds=10.0) is None
     with pytest.raises(ValueError, match="leaves no error budget"):
-        burnrate.spent(at, ones, ones, objective=1.0, period_seconds=10.0)
+        burnrate.spent(at, ones, ones, now=10.0, objective=1.0, period_seconds=10.0)
+
+
+def test_gives_a_young_service_the_budget_of_its_whole_period():
+    """14.4 times too fast for an hour spends 2 % of the budget of thirty days, whatever was before."""
+    at = 60.0 * np.arange(60)
+    given = (at, np.full(60, 0.0144), np.full(60, 600.0))
+    found = burnrate.spent(*given, now=3600.0, objective=0.999, period_seconds=30 * 86_400.0)
+    assert found.share == pytest.approx(0.02)
+    assert found.back_at is None
