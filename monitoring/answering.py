@@ -1,4 +1,4 @@
-"""What people do about alerts: acknowledge, own, silence. Each is written with its reason, and audited."""
+"""What people do about alerts: acknowledge, own, silence, judge. Each is written with its reason, and audited."""
 
 from __future__ import annotations
 
@@ -57,6 +57,30 @@ def assign(alert: Alert, owner: User, *, actor: User, comment: str) -> None:
         was, alert.owner = alert.owner, owner
         alert.save(update_fields=["owner"])
         audit.record("alert.assigned", alert, actor=actor, because=comment, was=str(was), became=str(owner))
+
+
+def judge(alert: Alert, *, was_false: bool, actor: User, comment: str) -> None:
+    """Say whether it was a false alarm: nothing was wrong that a person had to look at. It may be said anew.
+
+    Raises Refused.
+    """
+    comment = _reason(comment, "comment")
+    with transaction.atomic():
+        alert.refresh_from_db(from_queryset=Alert.objects.select_for_update(of=("self",)))
+        if alert.fired_at is None:
+            raise Refused(f"{alert.name} never fired: nobody was alarmed.")
+        was, alert.was_false = alert.was_false, was_false
+        if was == was_false:
+            raise Refused(f"{alert.name} is judged so already.")
+        alert.save(update_fields=["was_false"])
+        audit.record(
+            "alert.judged",
+            alert,
+            actor=actor,
+            because=comment,
+            was={"was_false": was},
+            became={"was_false": was_false},
+        )
 
 
 def silence(

@@ -65,7 +65,7 @@ class AlertAdmin(ReadOnly, Answered):
         "resolved_at", "intervals", "is_flapping", "seen_at",
     ]  # fmt: skip
     readonly_fields = ["about"]
-    list_filter = ["state", "severity", "service"]
+    list_filter = ["state", "severity", "service", "was_false"]
     list_select_related = ["service", "owner"]
     date_hierarchy = "opened_at"
     show_full_result_count = False

@@ -79,6 +79,7 @@ class Answered(admin.ModelAdmin[Alert]):
                 ("unacknowledge", self.unacknowledge),
                 ("assign", self.assign),
                 ("silence", self.silence),
+                ("judge", self.judge),
             )
         ]
         return [*own, *super().get_urls()]
@@ -133,6 +134,16 @@ class Answered(admin.ModelAdmin[Alert]):
             answering.silence_alert(alert, actor=actor, reason=comment, hours=int(chosen), at=now())
             notifying.decide(now())
             return f"Silenced for {hours[int(chosen)]}."
+
+        return self._act(request, pk, act)
+
+    def judge(self, request: HttpRequest, pk: int) -> HttpResponse:
+        def act(alert: Alert, actor: User, comment: str) -> str:
+            told = {"false": True, "real": False}.get(request.POST.get("was", ""))
+            if told is None:
+                raise answering.Refused("Choose whether it was a false alarm.")
+            answering.judge(alert, was_false=told, actor=actor, comment=comment)
+            return "Noted: a false alarm." if told else "Noted: it was right to fire."
 
         return self._act(request, pk, act)
 

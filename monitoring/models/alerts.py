@@ -189,6 +189,9 @@ class Alert(models.Model):
         settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, blank=True, related_name="+"
     )
     acknowledgement = models.CharField(max_length=500, blank=True, default="")
+    was_false = models.BooleanField(
+        "false alarm", null=True, blank=True, help_text="What somebody judged afterwards; empty: nobody did."
+    )
     suppressed_by = models.CharField(max_length=700, blank=True, default="", help_text="In words; empty: nothing.")
     audible_since = models.DateTimeField(
         null=True, blank=True, help_text="Since when it fires and nothing keeps it quiet; escalation counts from here."

@@ -84,7 +84,7 @@ def test_viewers_look_and_change_nothing(viewer: Client, address: str) -> None:
     assert viewer.get(f"/admin/monitoring/{address}").status_code == 403
 
 
-@pytest.mark.parametrize("act", ["acknowledge", "unacknowledge", "assign", "silence"])
+@pytest.mark.parametrize("act", ["acknowledge", "unacknowledge", "assign", "silence", "judge"])
 def test_viewers_answer_no_alert(viewer: Client, act: str) -> None:
     alert = firing()
     assert "Acknowledge</button>" not in viewer.get(f"/admin/monitoring/alert/{alert.pk}/change/").content.decode()
@@ -323,3 +323,39 @@ def test_keeps_a_secret_unreadable_and_says_when_it_lost_the_key(on_call: Client
     assert "SECRET_KEY is another one" in Notice.objects.get().last_error
     assert on_call.post(page, {**given, "new_secret": SECRET}).status_code == 302
     assert Contact.objects.get().secret == SECRET
+
+
+def test_an_alert_is_judged_afterwards_and_may_be_judged_anew(on_call: Client, erin: User) -> None:
+    alert = firing(ServiceFactory())
+    page = f"/admin/monitoring/alert/{alert.pk}/change/"
+
+    def judge(was: str, comment: str = "A backup ran.") -> str:
+        answer = on_call.post(
+            f"/admin/monitoring/alert/{alert.pk}/judge/", {"was": was, "comment": comment}, follow=True
+        )
+        alert.refresh_from_db()
+        return answer.content.decode()
+
+    assert "Judged afterwards" not in on_call.get(page).content.decode()
+    for refused, comment in (("", "x"), ("perhaps", "x"), ("false", " ")):
+        assert "Noted" not in judge(refused, comment)
+    assert alert.was_false is None
+    assert "Noted: a false alarm." in judge("false")
+    assert "judged so already" in judge("false")
+    assert "Judged afterwards: a false alarm." in on_call.get(page).content.decode()
+    assert "Noted: it was right to fire." in judge("real", "No, it was slow.")
+    assert alert.was_false is False
+    entries = AuditEntry.objects.about(alert).filter(action="alert.judged")
+    assert [(one.actor, one.because, one.was, one.became) for one in entries] == [
+        ("erin", "A backup ran.", {"was_false": None}, {"was_false": True}),
+        ("erin", "No, it was slow.", {"was_false": True}, {"was_false": False}),
+    ]
+    shown = on_call.get("/admin/monitoring/alert/?was_false__exact=0").content.decode()
+    assert alert.name in shown
+
+
+def test_what_never_fired_alarmed_nobody(on_call: Client) -> None:
+    alert = firing(ServiceFactory())
+    Alert.objects.filter(pk=alert.pk).update(state="pending", fired_at=None)
+    answer = on_call.post(f"/admin/monitoring/alert/{alert.pk}/judge/", {"was": "false", "comment": "x"}, follow=True)
+    assert "never fired" in answer.content.decode()
