@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from improvements import intervals
 from improvements.models import Improvement, Rollout
 from improvements.outcome import Evidence
 from monitoring import reading
@@ -24,6 +26,7 @@ SIGNALS = {
 def benefit(improvement: Improvement, rollout: Rollout, *, now: dt.datetime) -> Evidence:
     """Medians of the endpoint's signals before the rollout and since all traffic moved. A gap stays a gap (None).
 
+    `interval` holds, for each signal with samples enough, between what the change lies with 95 % confidence.
     An endpoint with several methods is told by its busiest one, the same on both sides.
     """
     endpoint = improvement.finding.endpoint if improvement.finding else "*"
@@ -34,17 +37,20 @@ def benefit(improvement: Improvement, rollout: Rollout, *, now: dt.datetime) -> 
         (candidate, full_since, now),
     )
     route = {"endpoint": endpoint, **_busiest_method(improvement, endpoint, sides)}
-    content: dict[str, Any] = {"endpoint": endpoint, "before": {}, "after": {}, "change": {}}
+    content: dict[str, Any] = {"endpoint": endpoint, "before": {}, "after": {}, "change": {}, "interval": {}}
     for name, signal, labels in [
         *((name, signal, route) for name, signal in SIGNALS.items()),
         ("queries_per_request", "queries_per_request", {}),
     ]:
-        before, after = (
-            _median(improvement, signal, since=since, until=until, labels={**labels, "release": release})
+        were, are = (
+            _values(improvement, signal, since=since, until=until, labels={**labels, "release": release})
             for release, since, until in sides
         )
+        before, after = _median(were), _median(are)
         content["before"][name], content["after"][name] = before, after
         content["change"][name] = round(after / before - 1, 4) if before and after is not None else None
+        if sure := intervals.of_change(were.tolist(), are.tolist()):
+            content["interval"][name] = [round(end, 4) for end in sure]
     return Evidence("benefit", _sentence(content), content)
 
 
@@ -62,12 +68,17 @@ def _busiest_method(
     return {"method": max(sorted(rates), key=rates.__getitem__)} if rates else {}
 
 
-def _median(
+def _values(
     improvement: Improvement, signal: str, *, since: dt.datetime, until: dt.datetime, labels: dict[str, str]
-) -> float | None:
+) -> NDArray[np.float64]:
+    """Every finite sample of these series, float64[n] in the signal's unit."""
     found = reading.arrays(improvement.service, signal, since=since, until=until, labels=labels)
-    values = np.concatenate([series.value for series in found]) if found else np.empty(0)
-    values = values[np.isfinite(values)]
+    values: NDArray[np.float64] = np.concatenate([series.value for series in found]) if found else np.empty(0)
+    finite: NDArray[np.float64] = values[np.isfinite(values)]
+    return finite
+
+
+def _median(values: NDArray[np.float64]) -> float | None:
     return round(float(np.median(values)), 4) if values.size else None
 
 

@@ -49,6 +49,7 @@ def test_the_busiest_method_tells_the_endpoint_whatever_the_others_do(rollout: R
     told = benefit(improvement, rollout, now=T0).content
     assert (told["before"]["p95_ms"], told["after"]["p95_ms"]) == (400.0, 100.0)
     assert told["change"]["p95_ms"] == -0.75
+    assert told["interval"] == {}  # five samples on a side are too few
 
 
 def test_both_sides_are_told_by_the_same_method(rollout: Rollout) -> None:
@@ -69,6 +70,14 @@ def test_queries_per_request_are_those_of_each_release(rollout: Rollout) -> None
     found = benefit(rollout.improvement, rollout, now=T0)
     assert (found.content["before"]["queries_per_request"], found.content["after"]["queries_per_request"]) == (40, 4)
     assert found.summary == "player-list: queries per request 40 → 4 (-90%)."
+
+
+def test_says_between_what_the_change_surely_lies(rollout: Rollout) -> None:
+    service = rollout.service
+    samples(service, "queries_per_request", [38.0, 40.0, 40.0, 40.0, 40.0, 40.0, 42.0], until=FULL, release=OLD)
+    samples(service, "queries_per_request", [4.0] * 6 + [5.0], until=T0, release=NEW)
+    found = benefit(rollout.improvement, rollout, now=T0).content
+    assert found["interval"] == {"queries_per_request": [round(4 / 42 - 1, 4), round(5 / 38 - 1, 4)]}
 
 
 def test_a_gap_stays_a_gap(rollout: Rollout) -> None:
