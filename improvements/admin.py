@@ -16,8 +16,11 @@ from django.utils.safestring import SafeString
 from approvals.models import ApprovalRequest
 from approvals.readonly import ReadOnly
 from improvements import stopping, suggesting
+from improvements.governance.admin import ReviewAdmin
 from improvements.models import IllegalMove, Improvement, LostRace, Release, Rollout
 from improvements.showing import page_of
+
+__all__ = ["ImprovementAdmin", "ReleaseAdmin", "ReviewAdmin", "RolloutAdmin"]
 
 
 class MachineWritten(ReadOnly, admin.ModelAdmin[Any]):

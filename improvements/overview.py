@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from django.contrib.auth.models import User
-from django.db.models import Case, Count, IntegerField, OuterRef, Q, Subquery, Value, When
+from django.db.models import Case, Count, IntegerField, OuterRef, Q, Subquery, Value, When, Window
 
 from analysis.models import Finding
 from approvals import requests
@@ -60,21 +60,24 @@ def overview_for(person: User, at: dt.datetime) -> Overview | None:
     awaiting = [one.id for one in requests.awaiting(person, at)]
     asked = ApprovalRequest.objects.defer("facts").in_bulk(awaiting[:MOST_ROWS])
     firing = Alert.objects.firing().filter(service__archived_at=None).select_related("service")
-    not_started = Q(state=State.SUGGESTED, started_at=None)
+    suggested = Q(state=State.SUGGESTED, started_at=None)
     unfinished = Improvement.objects.unfinished()
-    counts = unfinished.aggregate(all=Count("pk"), suggestions=Count("pk", filter=not_started))
+    counts = unfinished.aggregate(under_way=Count("pk", filter=~suggested), suggestions=Count("pk", filter=suggested))
+    # The total comes along with the first rows: this page asks for much, and each question costs.
+    urgent = firing.annotate(total=Window(Count("pk"))).order_by(_first("severity", Severity.CRITICAL), "fired_at")
+    burning = list(urgent[:MOST_ROWS])
     return Overview(
         to_sign=[asked[pk] for pk in awaiting[:MOST_ROWS]],
         to_sign_total=len(awaiting),
-        firing=list(firing.order_by(_first("severity", Severity.CRITICAL), "fired_at")[:MOST_ROWS]),
-        firing_total=firing.count(),
+        firing=burning,
+        firing_total=burning[0].total if burning else 0,  # type: ignore[attr-defined]  # the annotation
         under_way=list(
-            unfinished.exclude(not_started)
+            unfinished.exclude(suggested)
             .select_related("service")
             .defer("diff")
             .order_by(_first("state", State.STUCK), "state_since")[:MOST_ROWS]
         ),
-        under_way_total=counts["all"] - counts["suggestions"],
+        under_way_total=counts["under_way"],
         suggestions=counts["suggestions"],
         open_findings=Finding.objects.open().filter(service__archived_at=None).count(),
         services=_services(),

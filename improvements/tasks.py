@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 
 from celery import shared_task
+from django.utils.timezone import now
 
 from improvements import releasing, suggesting, ticking, traffic
+from improvements.governance import counting, reviewing
 from improvements.models import State
 
 log = logging.getLogger(__name__)
@@ -47,3 +49,13 @@ def tidy() -> None:
     for stopped in releasing.sweep():
         log.info("stopped %s, which nothing needs any more", stopped)
     releasing.clear_folders()
+
+
+@shared_task(name="improvements.tasks.review", ignore_result=True)
+def review() -> None:
+    """Now and then: rollouts whose traffic is counted, reviews that are due, and those that nobody signed off."""
+    at = now()
+    counting.count_traffic(at)
+    for made in reviewing.make_due(at):
+        log.info("made: %s", made)
+    reviewing.escalate_overdue(at)

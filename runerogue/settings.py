@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, available_timezones
 
 import django_stubs_ext
 import environ
@@ -104,6 +105,13 @@ def as_file(text: str) -> str:
     return text
 
 
+def as_zone(text: str) -> ZoneInfo:
+    # Not `ZoneInfo(text)` alone: it takes names of folders and paths too.
+    if text not in available_timezones():
+        raise ValueError(text)
+    return ZoneInfo(text)
+
+
 def as_origin(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
@@ -165,6 +173,9 @@ WATCH_SECONDS = read("WATCH_SECONDS", 3600, whole(1, 86400), "seconds, 1 to 8640
 APPROVAL_EXPIRY_HOURS = read("APPROVAL_EXPIRY_HOURS", 72, whole(1, 8760), "working hours, 1 to 8760")
 WORKING_HOURS = read(
     "WORKING_HOURS", "mon-fri 09:00-17:00 UTC", as_working_hours, "such as mon-fri 09:00-17:00 Europe/Berlin"
+)
+INSTALLATION_TIME_ZONE = read(
+    "INSTALLATION_TIME_ZONE", ZoneInfo("UTC"), as_zone, "the IANA name of a time zone, such as Europe/Berlin"
 )
 MONITORING_ALLOWED_NETWORKS = read(
     "MONITORING_ALLOWED_NETWORKS",

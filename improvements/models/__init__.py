@@ -1,4 +1,4 @@
-"""The rows of improvement: the law of the lifecycle, and the releases that carry traffic."""
+"""The rows of improvement: the law of the lifecycle, the releases that carry traffic, and the reviews."""
 
 from improvements.models.lifecycle import (
     ENDED,
@@ -12,6 +12,7 @@ from improvements.models.lifecycle import (
     StepRun,
 )
 from improvements.models.releases import Release, Rollout, TrafficSlice
+from improvements.models.review import Review, RolloutTraffic
 
 __all__ = [
     "ENDED",
@@ -22,7 +23,9 @@ __all__ = [
     "Improvement",
     "LostRace",
     "Release",
+    "Review",
     "Rollout",
+    "RolloutTraffic",
     "State",
     "StepRun",
     "TrafficSlice",

@@ -7,6 +7,7 @@ from typing import Any
 from django import template
 from django.utils.timezone import now
 
+from improvements.governance import pages
 from improvements.overview import overview_for
 
 register = template.Library()
@@ -14,4 +15,5 @@ register = template.Library()
 
 @register.inclusion_tag("admin/overview.html", takes_context=True)
 def overview(context: template.Context) -> dict[str, Any]:
-    return {"overview": overview_for(context["request"].user, now())}
+    person, at = context["request"].user, now()
+    return {"overview": overview_for(person, at), "governance": pages.card(person, at)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import jsonschema
@@ -14,6 +15,9 @@ from django.urls import get_resolver
 from django.utils.timezone import now
 from drf_spectacular.validation import validate_schema
 
+from improvements.governance import weekly
+from improvements.governance.facts import Window, as_json
+from improvements.models import Review
 from monitoring.models import Alert, AlertState, HealthScore, Service
 from tests.monitoring.factories import ServiceFactory, TargetFactory, samples
 
@@ -31,6 +35,8 @@ VALUES = {"{name}": "realm", "{id}": "1"}
 QUERIES: dict[str, list[dict[str, str]]] = {
     "/api/v1/services/{name}/samples": [{"signal": "up"}, {"signal": "nothing"}],
     "/monitoring/alerts": [{}, {"service": "*"}],
+    "/api/v1/reviews": [{}, {"kind": "weekly", "standing": "overdue"}, {"standing": "signed"}],
+    "/api/v1/scorecard": [{}, {"days": "90"}],
     "/api/v1/alerts": [{}, {"service": "realm", "state": "firing"}, {"page_size": "1"}],
 }
 # What a write is sent, beside its path.
@@ -61,6 +67,10 @@ def world(db: None) -> Service:
                 service=service, name=state, severity="critical", labels_key=state, labels={"endpoint": "players"},
                 state=state, message="It burns.", fired_at=now(), value=0.5,
             )  # fmt: skip
+    Review.objects.create(
+        pk=1, kind="weekly", period="2026-W09", title="Weekly", since=now(), until=now(), role="lead", made_at=now(),
+        due_on="2026-03-05", facts=as_json(weekly.compose(Window(now() - timedelta(days=7), now(), now()))),
+    )  # fmt: skip
     return realm
 
 

@@ -1,0 +1,394 @@
+"""Reviews: made once, escalated in order, signed off by the right people."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from collections.abc import Callable
+from zoneinfo import ZoneInfo
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import IntegrityError, connection, transaction
+from django.utils.timezone import now
+
+from approvals import roles
+from approvals.models import AuditEntry, PersonSettings
+from approvals.policy import Role
+from improvements.cadence import Kind
+from improvements.governance import escalation, reviewing
+from improvements.governance.facts import Fact, Section
+from improvements.governance.reviewing import Refused
+from improvements.models import Review
+from tests.monitoring.notices import contact, step
+from tests.people import person
+
+pytestmark = pytest.mark.django_db
+AT = dt.datetime(2026, 11, 23, 0, 10, tzinfo=dt.UTC)  # a Monday, ten minutes into week 48
+LONG_AGO = AT - dt.timedelta(days=1000)
+PEOPLE = {Role.LEAD: "bob", Role.ARCHITECTURE: "carol", Role.CTO: "dave"}
+Told = list[tuple[str, list[str]]]
+
+
+@pytest.fixture(autouse=True)
+def began(monkeypatch: pytest.MonkeyPatch) -> Callable[[dt.datetime | None], None]:
+    """When this installation began; long ago unless a test says otherwise."""
+
+    def begin(at: dt.datetime | None) -> None:
+        monkeypatch.setattr(reviewing, "began_at", lambda: at)
+
+    begin(LONG_AGO)
+    return begin
+
+
+@pytest.fixture(autouse=True)
+def _short_packets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the facts are is shown elsewhere, and each packet asks for a hundred things."""
+    if "whole_packets" not in request.fixturenames:
+        monkeypatch.setattr(reviewing, "COMPOSE", {kind: lambda window: [] for kind in reviewing.COMPOSE})
+
+
+@pytest.fixture
+def whole_packets() -> None:
+    """With the facts."""
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Told:
+    """Who is told of which occasion."""
+    found: Told = []
+
+    def tell(people: list[User], *, about: str, subject: str, lines: list[str], url: str, key: str) -> int:
+        found.append((key.partition("-")[2].partition("-")[2], sorted(one.username for one in people)))
+        assert about == "review"
+        assert subject
+        assert lines
+        assert url.startswith("/admin/")
+        return len(people)
+
+    monkeypatch.setattr(reviewing.telling, "tell", tell)
+    return found
+
+
+def staffed() -> None:
+    for role, name in PEOPLE.items():
+        person(name, role)
+
+
+def open_review(
+    role: Role = Role.LEAD, *, level: int = 0, period: str = "2026-W47", due: str = "2026-11-25", kind: str = "weekly"
+) -> Review:
+    return Review.objects.create(
+        kind=kind, period=period, title=f"Weekly review {period}", since=AT, until=AT, role=role, level=level,
+        made_at=AT, due_on=dt.date.fromisoformat(due), facts_sha256="0" * 64,
+    )  # fmt: skip
+
+
+# --- Made by themselves ------------------------------------------------------------------------------------------
+
+
+def test_makes_each_review_of_the_periods_that_ended_once(told: Told) -> None:
+    staffed()
+    made = reviewing.make_due(AT)
+    assert [(one.kind, one.period, one.role) for one in made] == [
+        *(("weekly", f"2026-W{week}", "lead") for week in range(42, 48)),
+        *(("monthly", f"2026-{month:02}", "architecture") for month in (8, 9, 10)),
+        *(("quarterly", f"2026-Q{quarter}", "cto") for quarter in (2, 3)),
+        ("yearly", "2025", "cto"),
+    ]
+    assert [str(one.due_on) for one in (made[0], made[6], made[9], made[11])] == [
+        "2026-11-26", "2026-11-30", "2026-12-07", "2026-12-14",
+    ]  # fmt: skip
+    assert told[0] == ("made", ["bob"])
+    assert told[-1] == ("made", ["dave"])
+    assert reviewing.make_due(AT) == []
+    assert reviewing.make_due(AT + dt.timedelta(days=6)) == []
+    assert [one.period for one in reviewing.make_due(AT + dt.timedelta(days=7))] == ["2026-W48"]
+
+
+@pytest.mark.parametrize(
+    ("began_days_ago", "periods"),
+    [
+        (None, []),
+        (0, []),
+        (3, ["2026-W47"]),  # a week that it saw only the end of
+        (10, ["2026-W46", "2026-W47"]),
+        (30, ["2026-W43", "2026-W44", "2026-W45", "2026-W46", "2026-W47", "2026-10"]),
+    ],
+)
+def test_reviews_nothing_from_before_the_installation_began(
+    began: Callable[[dt.datetime | None], None], began_days_ago: int | None, periods: list[str]
+) -> None:
+    began(None if began_days_ago is None else AT - dt.timedelta(days=began_days_ago))
+    assert [one.period for one in reviewing.make_due(AT)] == periods
+
+
+def test_counts_days_where_the_installation_is(began: Callable[[dt.datetime | None], None], settings) -> None:
+    began(AT - dt.timedelta(days=3))
+    settings.INSTALLATION_TIME_ZONE = ZoneInfo("America/New_York")  # there it is still Sunday
+    assert reviewing.make_due(AT) == []
+    made = reviewing.make_due(AT + dt.timedelta(hours=5))
+    assert [(one.period, one.until.isoformat()) for one in made] == [("2026-W47", "2026-11-23T05:00:00+00:00")]
+
+
+def test_freezes_the_facts_with_their_hash_in_the_audit_log(
+    began: Callable[[dt.datetime | None], None], whole_packets: None
+) -> None:
+    began(AT - dt.timedelta(days=3))
+    (review,) = reviewing.make_due(AT)
+    entry = AuditEntry.objects.about(review).get()
+    assert (entry.action, entry.data["facts_sha256"]) == ("review.made", review.facts_sha256)
+    review = Review.objects.get()
+    assert [section["title"] for section in review.facts][:2] == ["Health", "Alerts"]
+    assert reviewing.is_as_frozen(review)
+    review.facts[0]["facts"][0]["note"] += " "
+    assert not reviewing.is_as_frozen(review)
+
+
+def test_a_review_without_an_entry_in_the_log_is_not_as_it_was_frozen(db: None) -> None:
+    assert not reviewing.is_as_frozen(open_review())
+
+
+# --- Given to somebody who can ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("there", "barred", "asked"),
+    [
+        ([Role.LEAD, Role.ARCHITECTURE, Role.CTO], [], Role.ARCHITECTURE),
+        ([Role.LEAD, Role.ARCHITECTURE, Role.CTO], ["carol"], Role.CTO),
+        ([Role.LEAD, Role.CTO], [], Role.CTO),
+        ([Role.LEAD], [], Role.ARCHITECTURE),  # nobody can: it stays where it belongs
+        ([Role.ARCHITECTURE, Role.CTO], ["carol", "dave"], Role.ARCHITECTURE),
+    ],
+)
+def test_an_emergency_is_reviewed_by_somebody_who_took_no_part(
+    there: list[Role], barred: list[str], asked: Role, told: Told
+) -> None:
+    users = {PEOPLE[role]: person(PEOPLE[role], role) for role in there}
+    broken_by = [users[name] for name in barred]
+    facts = [Section("What happened", (Fact("Ticket", "OPS-7"),))]
+    review = reviewing.review_break_glass("7", title="Glass", url="/admin/", facts=facts, broken_by=broken_by, at=AT)
+    assert review is not None
+    assert review.responsible[-1] is asked
+    assert (str(review.due_on), review.facts[0]["facts"][0]["value"]) == ("2026-11-30", "OPS-7")
+    able = [PEOPLE[asked]] if asked in there and PEOPLE[asked] not in barred else []
+    assert told == [("made", able)]
+    for user in broken_by:
+        with pytest.raises(Refused, match="took part"):
+            reviewing.sign_off(review, person=user, notes="Fine.", at=AT)
+    again = reviewing.review_break_glass("7", title="Glass", url="", facts=[], broken_by=[], at=AT)
+    assert again is None
+
+
+def test_an_emergency_and_its_review_are_one_transaction(db: None) -> None:
+    with transaction.atomic():
+        reviewing.review_break_glass("7", title="Glass", url="", facts=[], broken_by=[], at=AT)
+        transaction.set_rollback(True)
+    assert not Review.objects.exists()
+
+
+# --- Escalation --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("role", "steps"),
+    [
+        # due on Wednesday the 25th; the next has two working days more
+        (Role.LEAD, {"11-25": 0, "11-26": 1, "11-27": 1, "11-30": 2, "12-01": 2, "12-02": 3, "12-31": 3}),
+        (Role.ARCHITECTURE, {"11-25": 0, "11-26": 1, "11-28": 2, "12-31": 2}),
+        (Role.CTO, {"11-25": 0, "11-26": 1, "11-28": 1, "12-31": 1}),
+    ],
+)
+def test_an_overdue_review_goes_up_the_chain(role: Role, steps: dict[str, int], told: Told) -> None:
+    staffed()
+    review = open_review(role)
+    for day, level in steps.items():
+        at = dt.datetime.fromisoformat(f"2026-{day}T12:00+00:00")
+        for _ in range(2):  # again changes nothing
+            reviewing.escalate_overdue(at)
+        review.refresh_from_db()
+        assert review.level == level, day
+    chain = [Role.LEAD, Role.ARCHITECTURE, Role.CTO]
+    asked = [*chain[chain.index(role) + 1 :], Role.CTO]
+    assert told == [(f"overdue-{number}", [PEOPLE[one]]) for number, one in enumerate(asked, start=1)]
+    assert AuditEntry.objects.about(review).filter(action="review.escalated").count() == len(asked)
+
+
+def test_what_is_signed_off_is_not_escalated(told: Told, bob: User) -> None:
+    review = reviewing.sign_off(open_review(), person=bob, notes="All well.", at=AT)
+    assert reviewing.escalate_overdue(AT + dt.timedelta(days=30)) == 0
+    assert not told
+    assert not review.is_overdue(dt.date(2027, 1, 1))
+
+
+# --- Signing off -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given_to", "level", "who", "refused"),
+    [
+        (Role.LEAD, 0, [Role.LEAD], ""),
+        (Role.LEAD, 0, [Role.ARCHITECTURE], "for a lead developer to sign off"),
+        (Role.LEAD, 0, [Role.CTO], "for a lead developer"),
+        (Role.LEAD, 0, [Role.ON_CALL, Role.VIEWER], "for a lead developer"),
+        (Role.LEAD, 1, [Role.LEAD], ""),
+        (Role.LEAD, 1, [Role.ARCHITECTURE], ""),
+        (Role.LEAD, 1, [Role.CTO], "for a lead developer or the architecture team"),
+        (Role.LEAD, 2, [Role.CTO], ""),
+        (Role.ARCHITECTURE, 0, [Role.LEAD], "for the architecture team"),
+        (Role.ARCHITECTURE, 0, [Role.ARCHITECTURE], ""),
+        (Role.ARCHITECTURE, 1, [Role.CTO], ""),
+        (Role.CTO, 0, [Role.ARCHITECTURE], "for the CTO"),
+        (Role.CTO, 1, [Role.CTO, Role.LEAD], ""),
+        (Role.CTO, 0, [], "for the CTO"),
+    ],
+)
+def test_who_may_sign_off(given_to: Role, level: int, who: list[Role], refused: str) -> None:
+    review, frank = open_review(given_to, level=level), person("frank", *who)
+    if refused:
+        with pytest.raises(Refused, match=refused):
+            reviewing.sign_off(review, person=frank, notes="All well.", at=AT)
+        assert review not in reviewing.awaiting(frank)
+        return
+    assert review in reviewing.awaiting(frank)
+    signed = reviewing.sign_off(review, person=frank, notes=" All well. ", at=AT)
+    assert (signed.signed_by, signed.signed_at, signed.notes) == (frank, AT, "All well.")
+    assert signed.signed_as in who
+    assert reviewing.awaiting(frank) == []
+    entry = AuditEntry.objects.about(review).get(action="review.signed")
+    assert (entry.actor, entry.because, entry.data["as"]) == ("frank", "All well.", signed.signed_as)
+
+
+def test_a_superuser_is_in_no_role(mallory: User) -> None:
+    with pytest.raises(Refused, match="mallory has no such role"):
+        reviewing.sign_off(open_review(), person=mallory, notes="Mine.", at=AT)
+
+
+def test_nothing_is_signed_off_without_notes(bob: User) -> None:
+    with pytest.raises(Refused, match="the notes are the review"):
+        reviewing.sign_off(open_review(), person=bob, notes=" \n", at=AT)
+
+
+def test_rights_are_those_of_now(bob: User) -> None:
+    review = open_review()
+    roles.revoke(bob, Role.LEAD)
+    with pytest.raises(Refused, match="no such role"):
+        reviewing.sign_off(review, person=bob, notes="All well.", at=AT)
+    roles.grant(bob, Role.LEAD)
+    User.objects.filter(pk=bob.pk).update(is_active=False)
+    with pytest.raises(Refused, match="not active"):
+        reviewing.sign_off(review, person=bob, notes="All well.", at=AT)
+
+
+def test_programs_review_nothing(bob: User) -> None:
+    PersonSettings.objects.create(user=bob, is_service_account=True)
+    with pytest.raises(Refused, match="program"):
+        reviewing.sign_off(open_review(), person=bob, notes="All well.", at=AT)
+
+
+def test_is_signed_off_once(bob: User) -> None:
+    review = reviewing.sign_off(open_review(), person=bob, notes="All well.", at=AT)
+    with pytest.raises(Refused, match="bob signed it off already"):
+        reviewing.sign_off(review, person=person("grace", Role.LEAD), notes="Me too.", at=AT)
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Review.objects.filter(pk=review.pk).update(notes="")
+
+
+# --- Races, with a thread and a connection for each ---------------------------------------------------------------
+
+
+def race(*acts: Callable[[], object]) -> list[object]:
+    """Run all at once; what each returned or raised."""
+    start, results = threading.Barrier(len(acts)), [None] * len(acts)
+
+    def run(place: int) -> None:
+        try:
+            start.wait(20)
+            results[place] = acts[place]()
+        except Exception as error:  # noqa: BLE001
+            results[place] = error
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(acts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+@pytest.mark.django_db(transaction=True)
+def test_parallel_workers_and_signers_have_one_outcome(began: Callable[[dt.datetime | None], None]) -> None:
+    began(AT - dt.timedelta(days=3))
+    leads = [person(f"lead{number}", Role.LEAD) for number in range(6)]
+    made = race(*[lambda: reviewing.make_due(AT)] * 6)
+    assert sorted(len(one) for one in made) == [0, 0, 0, 0, 0, 1]
+    review = Review.objects.get()
+
+    results = race(
+        *(lambda lead=lead: reviewing.sign_off(review, person=lead, notes="All well.", at=AT) for lead in leads),
+        lambda: reviewing.escalate_overdue(AT + dt.timedelta(days=30)),
+    )
+    signed = [one for one in results if isinstance(one, Review)]
+    refused = [one for one in results if isinstance(one, Refused)]
+    assert (len(signed), len(refused)) == (1, 5), results
+    actions = list(AuditEntry.objects.about(review).values_list("action", flat=True))
+    assert actions.count("review.signed") == 1
+    assert actions.count("review.escalated") == results[-1]
+
+
+# --- Who is asked ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("there", "is_told", "holes"),
+    [
+        ([Role.LEAD, Role.ARCHITECTURE, Role.CTO, Role.ON_CALL], True, []),
+        ([Role.LEAD, Role.ARCHITECTURE, Role.CTO], True, ["On-call engineers has no active member"]),
+        ([Role.LEAD, Role.ARCHITECTURE, Role.ON_CALL], True, ["no critical change can be approved"]),
+        ([Role.LEAD, Role.CTO, Role.ON_CALL], True, ["no high-risk change can be approved"]),
+        ([Role.ARCHITECTURE, Role.CTO, Role.ON_CALL], True, ["a medium-risk change with an inconclusive"]),
+        ([Role.LEAD, Role.ARCHITECTURE, Role.CTO, Role.ON_CALL], False, ["nobody is told of alerts"]),
+    ],
+)
+def test_says_where_nobody_is_asked(there: list[Role], is_told: bool, holes: list[str]) -> None:
+    for number, role in enumerate(there):
+        person(f"somebody{number}", role)
+    person("gone", *Role, is_active=False)
+    if is_told:
+        step(contact())
+    found = escalation.paths()
+    assert len(found.holes) == len(holes)
+    for hole, expected in zip(found.holes, holes, strict=True):
+        assert expected in hole
+    members = escalation.members()
+    assert escalation.unmanned(members) == [hole for hole in found.holes if "The group" in hole]
+
+
+def test_one_person_with_all_roles_cannot_sign_a_critical_change(db: None) -> None:
+    person("zoe", *Role)
+    step(contact())
+    assert escalation.paths().holes == ("A critical change needs two people, and zoe alone could sign one.",)
+
+
+def test_every_occasion_of_the_table_has_its_role() -> None:
+    assert [(path.occasion.split()[1], path.role) for path in escalation.PATHS] == [
+        ("alert", Role.ON_CALL),
+        ("medium-risk", Role.LEAD),
+        ("high-risk", Role.ARCHITECTURE),
+        ("critical", Role.CTO),
+    ]
+
+
+def test_the_task_repeats_harmlessly(began: Callable[[dt.datetime | None], None]) -> None:
+    from improvements.tasks import review
+
+    began(now() - dt.timedelta(days=8))
+    review()
+    made = Review.objects.count()
+    assert made >= 1
+    review()
+    assert Review.objects.count() == made
+    assert set(Review.objects.values_list("kind", flat=True)) <= set(Kind)
