@@ -91,8 +91,12 @@ def working_days_after(day: dt.date, count: int) -> dt.date:
     """The `count`-th day from Monday to Friday after `day`. Holidays are not known here."""
     while count:
         day += DAY
-        count -= day.weekday() < SATURDAY
+        count -= is_working_day(day)
     return day
+
+
+def is_working_day(day: dt.date) -> bool:
+    return day.weekday() < SATURDAY
 
 
 def responsible(role: Role, level: int) -> tuple[Role, ...]:

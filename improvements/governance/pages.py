@@ -32,7 +32,7 @@ class Status:
 
 def status(review: Review, today: dt.date) -> Status:
     if review.signed_at is not None:
-        return Status("signed off", "pass")
+        return Status("signed", "pass")
     if review.is_overdue(today):
         return Status("overdue", "fail")
     return Status("due", "waiting")

@@ -24,6 +24,7 @@ from improvements.cadence import (
     Kind,
     Period,
     ended,
+    is_working_day,
     levels,
     local_day,
     working_days_after,
@@ -102,6 +103,7 @@ def _make(
     barred: Sequence[User] = (),
 ) -> Review | None:
     rule, packet = REVIEWS[kind], audit.plain(as_json(facts))
+    due_on = working_days_after(local_day(at, zone()), rule.working_days)
     sha256 = digest(packet)
     without = [person.pk for person in barred]
     try:
@@ -118,7 +120,8 @@ def _make(
                 role=rule.role,
                 level=_first_level(rule.role, without),
                 made_at=at,
-                due_on=working_days_after(local_day(at, zone()), rule.working_days),
+                due_on=due_on,
+                escalates_after=due_on,
             )
             review.barred.set(barred)
             _tell(review, f"It is due by the end of {review.due_on:%Y-%m-%d}.", occasion="made")
@@ -144,23 +147,24 @@ def _first_level(role: Role, without: Sequence[int]) -> int:
 
 
 def escalate_overdue(at: dt.datetime) -> int:
-    """Give what is overdue to the next role and tell them; the last one is told once more. Returns how many."""
+    """Give what is overdue to the next role and tell them; the last one is told once more. Returns how many.
+
+    On working days only, one role at a time: also after a long pause of the system each one has its days.
+    """
     today = local_day(at, zone())
-    return sum(_escalate(pk, today) for pk in Review.objects.overdue(today).values_list("pk", flat=True))
-
-
-def deadline(review: Review) -> dt.date:
-    """The day by whose end those who were asked last should have signed it off."""
-    return working_days_after(review.due_on, NEXT_WORKING_DAYS * review.level)
+    if not is_working_day(today):
+        return 0
+    return sum(_escalate(pk, today) for pk in Review.objects.to_escalate(today).values_list("pk", flat=True))
 
 
 def _escalate(pk: int, today: dt.date) -> bool:
     with transaction.atomic():
         review = Review.objects.select_for_update().get(pk=pk)
-        if review.signed_at is not None or review.level >= levels(Role(review.role)) or deadline(review) >= today:
+        if review.signed_at is not None or review.level >= levels(Role(review.role)) or review.escalates_after >= today:
             return False
         was, review.level = review.responsible[-1], review.level + 1
-        review.save(update_fields=["level"])
+        review.escalates_after = working_days_after(today, NEXT_WORKING_DAYS)
+        review.save(update_fields=["level", "escalates_after"])
         because = f"Nobody signed it off; it was due on {review.due_on:%Y-%m-%d}."
         _tell(review, because, occasion=f"overdue-{review.level}")
         audit.record("review.escalated", review, because=because, was=was, became=review.responsible[-1])

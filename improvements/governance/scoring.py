@@ -91,7 +91,8 @@ def _uptime(window: Window) -> Loaded:
     rollouts = recorded.ended_rollouts(window)
     counted = RolloutTraffic.objects.filter(rollout__in=rollouts, is_complete=True)
     seen = counted.aggregate(requests=Sum("requests", default=0), failed=Sum("failed", default=0))
-    told = f"{counted.count()} of {rollouts.count()} rollouts were counted completely."
+    total = rollouts.count()
+    told = f"{counted.count()} of {total} rollouts were counted completely." if total else ""
     link = recorded.rows_within("improvements_rollout", "ended_at", window)
     return scorecard.of_share("uptime", seen["requests"] - seen["failed"], seen["requests"], note=told), link
 

@@ -22,6 +22,10 @@ class ReviewQuerySet(models.QuerySet["Review"]):
         """Not signed off by the end of the day on which they were due."""
         return self.open().filter(due_on__lt=today)
 
+    def to_escalate(self, today: dt.date) -> ReviewQuerySet:
+        """Those whose last asked had their time."""
+        return self.open().filter(escalates_after__lt=today)
+
 
 class Review(models.Model):
     """One look back by people: the facts of a period as they were when it ended, and who signed it off with what."""
@@ -41,6 +45,7 @@ class Review(models.Model):
     )
     made_at = models.DateTimeField()
     due_on = models.DateField(help_text="By the end of this day, where the installation is.")
+    escalates_after = models.DateField(help_text="Who was asked last has until the end of this day.")
     signed_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
     )

@@ -69,7 +69,8 @@ def world(db: None) -> Service:
             )  # fmt: skip
     Review.objects.create(
         pk=1, kind="weekly", period="2026-W09", title="Weekly", since=now(), until=now(), role="lead", made_at=now(),
-        due_on="2026-03-05", facts=as_json(weekly.compose(Window(now() - timedelta(days=7), now(), now()))),
+        due_on="2026-03-05", escalates_after="2026-03-05",
+        facts=as_json(weekly.compose(Window(now() - timedelta(days=7), now(), now()))),
     )  # fmt: skip
     return realm
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -124,3 +125,12 @@ def test_escalates_upwards(role: Role, level: int, who: list[Role]) -> None:
 def test_every_kind_has_a_rule_and_its_role_is_in_the_chain() -> None:
     assert set(REVIEWS) == set(Kind)
     assert {rule.role for rule in REVIEWS.values()} <= set(CHAIN)
+
+
+def test_the_documentation_has_the_rules() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "governance.md").read_text()
+    for kind, rule in REVIEWS.items():
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| {kind} "))
+        assert rule.about in row
+        assert f"| {rule.working_days} |" in row
+        assert not rule.catch_up or f"last {'one' if rule.catch_up == 1 else rule.catch_up} |" in row

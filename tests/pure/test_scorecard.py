@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+from pathlib import Path
 
 import pytest
 from scipy import stats
@@ -127,3 +128,11 @@ def between(low: float | None, high: float | None) -> Value:
 )
 def test_a_trend_is_told_only_when_it_is_sure(name: str, now: tuple, before: tuple, expected: Trend) -> None:
     assert scorecard.trend(name, between(*now), between(*before)) is expected
+
+
+def test_the_documentation_has_every_metric_with_its_fewest_cases() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "governance.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")] for line in page.splitlines()]
+    told = {row[1]: row[-2] for row in rows if len(row) == 6}
+    for wanted in DEFINITIONS.values():
+        assert told[wanted.title] == str(wanted.fewest)
