@@ -330,6 +330,8 @@ def test_parallel_workers_and_signers_have_one_outcome(began: Callable[[dt.datet
     made = race(*[lambda: reviewing.make_due(AT)] * 6)
     assert sorted(len(one) for one in made) == [0, 0, 0, 0, 0, 1]
     review = Review.objects.get()
+    due = AT + dt.timedelta(days=14)
+    assert sorted(race(*[lambda: reviewing.escalate_overdue(due)] * 4)) == [0, 0, 0, 1]
 
     results = race(
         *(lambda lead=lead: reviewing.sign_off(review, person=lead, notes="All well.", at=AT) for lead in leads),
@@ -340,7 +342,7 @@ def test_parallel_workers_and_signers_have_one_outcome(began: Callable[[dt.datet
     assert (len(signed), len(refused)) == (1, 5), results
     actions = list(AuditEntry.objects.about(review).values_list("action", flat=True))
     assert actions.count("review.signed") == 1
-    assert actions.count("review.escalated") == results[-1]
+    assert actions.count("review.escalated") == 1 + results[-1]
 
 
 # --- Who is asked ------------------------------------------------------------------------------------------------
