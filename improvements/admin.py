@@ -16,6 +16,7 @@ from django.utils.safestring import SafeString
 from approvals.models import ApprovalRequest
 from approvals.readonly import ReadOnly
 from improvements import stopping, suggesting
+from improvements.digest import admin as digest_admin  # noqa: F401  (its pages)
 from improvements.governance.admin import ReviewAdmin
 from improvements.models import IllegalMove, Improvement, LostRace, Release, Rollout
 from improvements.showing import page_of

@@ -8,6 +8,7 @@ from celery import shared_task
 from django.utils.timezone import now
 
 from improvements import releasing, suggesting, ticking, traffic
+from improvements.digest import sending
 from improvements.governance import counting, reviewing
 from improvements.models import State
 
@@ -59,3 +60,9 @@ def review() -> None:
     for made in reviewing.make_due(at):
         log.info("made: %s", made)
     reviewing.escalate_overdue(at)
+
+
+@shared_task(name="improvements.tasks.send_digests", ignore_result=True)
+def send_digests() -> None:
+    """Every few minutes: the weekly digest to whom it is due. Several at once share the readers."""
+    sending.run(now())

@@ -67,6 +67,7 @@ app.conf.beat_schedule = {
     "suggest": every(settings.TICK_SECONDS, "improvements.tasks.suggest"),
     "tidy": every(30, "improvements.tasks.tidy"),
     "review": every(600, "improvements.tasks.review"),
+    "send digests": every(300, "improvements.tasks.send_digests"),
     "expire approvals": every(60, "approvals.tasks.expire"),
     "send letters": every(settings.NOTIFY_SECONDS, "approvals.tasks.send_letters"),
     "tidy sign-ins": every(60, "approvals.tasks.tidy_sign_ins"),

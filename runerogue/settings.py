@@ -205,6 +205,9 @@ DEFAULT_FROM_EMAIL = read(
 )
 SERVER_EMAIL = DEFAULT_FROM_EMAIL
 PUBLIC_URL = read("PUBLIC_URL", f"http://{RUNEROGUE_HOST}:{RUNEROGUE_PORT}", as_origin, "https://runerogue.example.org")
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+DIGEST_WEEKDAY = read("DIGEST_WEEKDAY", "monday", one_of(*WEEKDAYS), "monday to sunday")
+DIGEST_HOUR = read("DIGEST_HOUR", 8, whole(0, 23), "an hour of the day, 0 to 23")
 VITALS_PER_MINUTE = read("VITALS_PER_MINUTE", 6000, whole(1, 1_000_000), "page reports a minute, at least 1")
 OTLP_EXPORTS_PER_MINUTE = read("OTLP_EXPORTS_PER_MINUTE", 1200, whole(1, 1_000_000), "exports a minute, at least 1")
 FEEDBACK_PER_MINUTE = read("FEEDBACK_PER_MINUTE", 60, whole(1, 100_000), "remarks a minute, at least 1")

@@ -17,6 +17,7 @@ urlpatterns = [
     path("", include("monitoring.urls")),
     path("admin/", include("approvals.urls")),
     path("", include("improvements.governance.urls")),
+    path("", include("improvements.digest.urls")),
     path("admin/", admin.site.urls),
     # Last: what no app knows under /api/ is told in the form of the API, not as a page.
     re_path(r"^api/", unknown_address),

@@ -1,5 +1,6 @@
 """The rows of improvement: the law of the lifecycle, the releases that carry traffic, and the reviews."""
 
+from improvements.models.digest import DigestSent, DigestState
 from improvements.models.lifecycle import (
     ENDED,
     LIVE,
@@ -18,6 +19,8 @@ __all__ = [
     "ENDED",
     "LIVE",
     "MOVES",
+    "DigestSent",
+    "DigestState",
     "EvidenceRecord",
     "IllegalMove",
     "Improvement",
