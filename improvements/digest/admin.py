@@ -81,7 +81,7 @@ class DigestSentAdmin(ReadOnly, DigestModelAdmin):
             ],
             "weeks": [
                 (words, address(own, one, "text" if as_text else "mail"), one == week)
-                for words, one in ((f"{newest}, the last", newest), (f"{newest.following}, so far", newest.following))
+                for words, one in offered(newest, weeks.week_of(now().astimezone(reader.zone).date()))
             ],
             "text": rendering.as_text(composed(request, reader, week)) if as_text else "",
             "mail_url": reverse("admin:improvements_digestsent_mail") + address(own, week),
@@ -135,6 +135,15 @@ class DigestSentAdmin(ReadOnly, DigestModelAdmin):
 
 def address(own: dict[str, str], week: Week, form: str = "") -> str:
     return "?" + urlencode({**own, "week": str(week), **({"form": form} if form else {})})
+
+
+def offered(newest: Week, current: Week) -> list[tuple[str, Week]]:
+    """The weeks to choose from, in words: the last that was due, what comes next, and the one that goes on."""
+    found = [(f"{newest}, the last", newest)]
+    while found[-1][1] < current:
+        one = found[-1][1].following
+        found.append((f"{one}, so far" if one == current else f"{one}, the next", one))
+    return found
 
 
 def asked_for(request: HttpRequest) -> tuple[Reader, Week]:

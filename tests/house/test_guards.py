@@ -29,6 +29,7 @@ def test_every_protected_path_exists(pattern: str) -> None:
         # Who is told, and that somebody notices silence: no improvement may silence what watches it.
         *(f"monitoring/{name}.py" for name in ("notifying", "routing", "composing", "rounds", "heartbeats")),
         "monitoring/notifiers/email.py",
+        "improvements/digest/sending.py",
         "monitoring/sandbox.py",
         "monitoring/repository.py",
         *(f"approvals/{name}.py" for name in ("policy", "posting", "telling")),

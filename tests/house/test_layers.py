@@ -30,6 +30,7 @@ ARITHMETIC = [
     "improvements/governance/facts.py",
     "improvements/governance/scorecard.py",
     "improvements/intervals.py",
+    "improvements/digest/weeks.py",
     "improvements/outcome.py",
     "improvements/reliability.py",
     "improvements/risk.py",
