@@ -238,29 +238,21 @@ def ending_line(one: Happened, reader: Reader) -> Line:
 
 
 def measured_in_words(measured: dict[str, Any]) -> str:
-    """p95 84.75 ms (80 ms to 91 ms) → 12 ms (11 ms to 14 ms), -86%. Empty without numbers on both sides.
+    """p95 84.75 ms → 12 ms, -86% (95 % interval -90% to -80%). Empty without numbers on both sides.
 
-    In parentheses the 95 % confidence interval of the median, where enough was measured for one.
+    The interval is that of the relative change, where enough was measured for one.
     """
-    before, after, change = (measured.get(part, {}) for part in ("before", "after", "change"))
+    before, after, change, interval = (measured.get(part, {}) for part in ("before", "after", "change", "interval"))
     found = []
     for name in before:
         if before[name] is None or after.get(name) is None:
             continue
-        called, _ = outline.quantity(name, before[name])
-        sides = " → ".join(side_in_words(name, part, measured) for part in ("before", "after"))
+        called, was = outline.quantity(name, before[name])
         share = "" if change.get(name) is None else f", {change[name]:+.0%}"
-        found.append(f"{called} {sides}{share}")
+        low, high = interval.get(name, (0.0, 0.0))
+        ends = f" (95 % interval {low:+.0%} to {high:+.0%})" if name in interval else ""
+        found.append(f"{called} {was} → {outline.quantity(name, after[name])[1]}{share}{ends}")
     return "; ".join(found)
-
-
-def side_in_words(name: str, side: str, measured: dict[str, Any]) -> str:
-    _, text = outline.quantity(name, measured[side][name])
-    interval = measured.get("interval", {}).get(side, {}).get(name)
-    if not interval:
-        return text
-    low, high = (outline.quantity(name, value)[1] for value in interval)
-    return f"{text} ({low} to {high})"
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def test_tells_everything_of_a_busy_week_with_its_numbers() -> None:
         ("rollback stuck", "A jammed one"), ("rolled back", "A new index"), ("promoted", NASTY),
     ]  # fmt: skip
     assert improved.lines[2].detail == (
-        "realm, 2026-11-18 13:00 +01:00; p95 84.75 ms (80 ms to 91 ms) → 12 ms (11 ms to 14 ms), -86%; "
+        "realm, 2026-11-18 13:00 +01:00; p95 84.75 ms → 12 ms, -86% (95 % interval -90% to -80%); "
         "queries per request 51 → 2, -96%"
     )
     assert improved.note == "Others ended: 1 failed before it went live."
@@ -209,7 +209,7 @@ def test_compares_scores_with_the_week_before(after: float | None, before: float
         ({"before": {"p95_ms": 3.0}, "after": {"p95_ms": None}, "change": {}}, ""),
         ({"before": {"error_ratio": 0.0}, "after": {"error_ratio": 0.01}, "change": {"error_ratio": None}},
          "error ratio 0.0% → 1.0%"),
-        (MEASURED, "p95 84.75 ms (80 ms to 91 ms) → 12 ms (11 ms to 14 ms), -86%; queries per request 51 → 2, -96%"),
+        (MEASURED, "p95 84.75 ms → 12 ms, -86% (95 % interval -90% to -80%); queries per request 51 → 2, -96%"),
     ],
 )  # fmt: skip
 def test_says_what_it_did_to_the_numbers(measured: dict[str, Any], words: str) -> None:
