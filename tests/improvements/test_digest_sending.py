@@ -27,7 +27,7 @@ from tests.monitoring.notices import Mailbox, free_port, mail_server
 pytestmark = pytest.mark.django_db
 
 SENT, WAITING, DEAD, SKIPPED = DigestState.SENT, DigestState.WAITING, DigestState.DEAD, DigestState.SKIPPED
-MINUTE = dt.timedelta(minutes=1)
+MINUTE, HOUR = dt.timedelta(minutes=1), dt.timedelta(hours=1)
 DAY = dt.timedelta(days=1)
 
 
@@ -170,14 +170,14 @@ def test_comes_when_it_is_eight_where_the_reader_is(box: Mailbox) -> None:
         ("erin", "America/New_York"),
     ):
         reader(name, Role.LEAD, zone=zone)
-    at = dt.datetime(2026, 11, 22, 12, tzinfo=dt.UTC)
+    at = dt.datetime(2026, 11, 22, 18, tzinfo=dt.UTC)
     run(at)  # the week before
     came: list[tuple[str, str]] = []
     box.mails.clear()
-    while at < MONDAY + DAY:
+    while at < MONDAY + 6 * HOUR:
         run(at)
         came += [(f"{at:%d %H:%M}", mail["To"].partition("@")[0]) for mail in box.mails[len(came) :]]
-        at += dt.timedelta(hours=1)
+        at += HOUR
     assert came == [("22 19:00", "bob"), ("23 07:00", "carol"), ("23 08:00", "dave"), ("23 13:00", "erin")]
 
 
@@ -285,6 +285,31 @@ def test_is_sent_once_when_workers_run_at_the_same_time(box: Mailbox, settings: 
     assert sorted(box.recipients) == sorted(f"{name}@example.org" for name in names)
     assert set(DigestSent.objects.values_list("state", "tries")) == {("sent", 1)}
     assert AuditEntry.objects.filter(action="digest.sent").count() == 12
+
+
+@pytest.mark.django_db(transaction=True)
+def test_workers_share_what_waits_and_wait_for_nobody(box: Mailbox) -> None:
+    for number in range(12):
+        reader(f"reader{number}", Role.VIEWER)
+    sending.plan(MONDAY)
+    others: list[int] = []
+
+    def claim_too() -> None:
+        try:
+            others.extend(row.pk for row in sending.claim(MONDAY))
+        finally:
+            connection.close()
+
+    worker = threading.Thread(target=claim_too, daemon=True)
+    with transaction.atomic():  # the first worker is in the middle of its claim
+        mine = [row.pk for row in sending.claim(MONDAY, limit=5)]
+        worker.start()
+        worker.join(10)
+        was_quick = not worker.is_alive()
+    worker.join(10)
+    assert was_quick
+    assert len(others) == 7
+    assert not set(mine) & set(others)
 
 
 def test_a_worker_that_dies_after_the_servers_yes_costs_the_same_mail_again(
