@@ -15,4 +15,7 @@ if __name__ == "__main__":
 
     from django.core.management import execute_from_command_line
 
+    from approvals import occasion
+
+    occasion.begin_command(sys.argv)
     execute_from_command_line(sys.argv)

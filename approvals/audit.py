@@ -7,22 +7,31 @@ import datetime as dt
 import enum
 import math
 import numbers
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from json.encoder import encode_basestring as quoted
 from pathlib import PurePath
 from typing import Any
 
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import Model
 from django.utils.timezone import now
 
-from approvals import chain
+from approvals import chain, occasion, statements, withholding
+from approvals.fingerprint import canonical
 from approvals.models.audit import AuditEntry, AuditHead, moment, subject_columns
 
+READ_AGAIN = dt.timedelta(minutes=10)
 SYSTEM = "RuneRogue"  # the actor of what no person did
-CHUNK = 2_000  # rows fetched at a time while verifying
+
+
+class Outcome(enum.StrEnum):
+    OK = "ok"
+    REFUSED = "refused"  # a rule said no
+    FAILED = "failed"  # it was tried, and did not work
 
 
 class OutsideTransaction(RuntimeError):
@@ -44,20 +53,23 @@ def record(
     was: Any = None,
     became: Any = None,
     data: Mapping[str, Any] | None = None,
+    on_behalf_of: str = "",
+    outcome: Outcome = Outcome.OK,
+    origin: str | None = None,
+    correlation: str | None = None,
 ) -> AuditEntry:
     """Append one entry in the caller's transaction; it is kept or lost together with what it tells.
 
-    `was`, `became` and `data` may hold anything that `plain` can turn into JSON. From here to the end of the
-    transaction other writers of the log wait, so record late and do nothing slow afterwards.
-    Raises OutsideTransaction outside a transaction, TypeError for what cannot be put into JSON.
+    `was`, `became` and `data` may hold anything that `plain` can turn into JSON; what looks like a secret is withheld.
+    `on_behalf_of` names whom the actor stands for; where from and in which connection comes from `approvals.occasion`.
+    From here to the end of the transaction other writers of the log wait, so record late and do nothing slow
+    afterwards. Raises OutsideTransaction outside a transaction, TypeError for what cannot be put into JSON.
     """
     if not connection.in_atomic_block:
         raise OutsideTransaction(action)
-    head = locked_head()
     kind, subject_id, text = subject_columns(subject)
+    around = occasion.current()
     entry = AuditEntry(
-        sequence=head.sequence + 1,
-        prev_hash=head.hash,
         at=now(),
         actor_id=actor.pk if actor is not None else None,
         actor=actor.get_username()[:150] if actor is not None and actor.pk is not None else SYSTEM,
@@ -65,22 +77,58 @@ def record(
         subject_kind=kind,
         subject_id=subject_id,
         subject=plain(text),
-        because=plain(because),
+        because=withholding.in_text(plain(because)),
+        on_behalf_of=plain(on_behalf_of)[:150],
+        origin=(around.origin if origin is None else plain(origin))[:80],
+        correlation=(around.correlation if correlation is None else plain(correlation))[:64],
+        outcome=Outcome(outcome).value,
     )
     details = {"was": plain(was), "became": plain(became), "data": plain(data or {})}
-    entry.payload = chain.payload_of(entry.hashed_fields(), details=details)
-    entry.hash = chain.link_hash(entry.prev_hash, entry.payload)
-    AuditEntry.objects.bulk_create([entry])  # a trigger checks it against the head and moves the head on
+    _append(entry, canonical(withholding.in_values(details)).decode())
     return entry
 
 
-def locked_head() -> AuditHead:
-    """The head row, locked until the transaction ends."""
-    try:
-        return AuditHead.objects.select_for_update().get(pk=1)
-    except AuditHead.DoesNotExist:
-        ensure_head()
-        return AuditHead.objects.select_for_update().get(pk=1)
+def record_read(actor: AbstractBaseUser | AnonymousUser, *, entry: AuditEntry | None = None, query: str = "") -> bool:
+    """Note that a person reads the log: its list, or one entry. Once in READ_AGAIN for each; whether it was now.
+
+    Bounded, or a page that reloads itself would fill the log with its own readers.
+    """
+    with transaction.atomic():
+        kind, subject_id, _ = subject_columns(entry)
+        told = AuditEntry.objects.filter(action="audit.read", actor=actor.get_username()[:150])
+        lately = told.filter(subject_kind=kind, subject_id=subject_id, at__gt=now() - READ_AGAIN)
+        if lately.exists():
+            return False
+        record("audit.read", entry, actor=actor, data={"query": query[:200]} if query else None)
+    return True
+
+
+def _append(entry: AuditEntry, details: str) -> None:
+    """Let the database number, link and store the entry: one round trip with the head locked."""
+    before, after = chain.payload_parts(entry.columns(), details)
+    values = [getattr(entry, name) for name in WRITTEN]
+    with connection.cursor() as cursor:
+        cursor.execute(WRITE, [*values, before, after])
+        entry.sequence, entry.prev_hash, entry.hash = cursor.fetchone()
+    entry.payload = f"{before}{entry.sequence}{after}"
+    entry._state.adding = False
+
+
+WRITTEN = (
+    "at",
+    "actor_id",
+    "actor",
+    "action",
+    "subject_kind",
+    "subject_id",
+    "subject",
+    "because",
+    "on_behalf_of",
+    "origin",
+    "correlation",
+    "outcome",
+)
+WRITE = f"SELECT * FROM approvals_audit_write({', '.join(['%s'] * (len(WRITTEN) + 2))})"  # noqa: S608 (signs only)
 
 
 def ensure_head() -> None:
@@ -127,27 +175,81 @@ def plain(value: Any) -> Any:
 
 
 def verify() -> chain.Checked:
-    """Re-hash every entry, follow every link, and compare the end with the head row. Takes no lock.
+    """Re-hash every entry, follow every link, and compare with every checkpoint and with the head row. Takes no lock.
 
     The head is read before and after: what was at the head before must still be there, and nothing may lie beyond
     the head afterwards, however many entries were appended meanwhile.
     """
+    try:
+        known = statements.read()
+    except statements.StatementsUnusable as error:
+        return chain.Checked(0, 0, chain.GENESIS, chain.Fault(0, str(error)))
+    if known.fault:
+        return chain.Checked(0, 0, chain.GENESIS, chain.Fault(_vouched(known), f"{statements.folder()}: {known.fault}"))
     before = AuditHead.objects.filter(pk=1).first()
     marks = {before.sequence: before.hash} if before and before.sequence else {}
-    checked = chain.walk(stored_links(), marks=marks)
-    if checked.fault:
-        return checked
-    after = AuditHead.objects.filter(pk=1).first()
-    if after is None:
-        lost = chain.Fault(checked.sequence, "The head row is gone.") if checked.count else None
-        return dataclasses.replace(checked, fault=lost)
-    if checked.sequence > after.sequence:
-        beyond = chain.Fault(after.sequence + 1, f"The head row ends at {after.sequence}, the log goes beyond it.")
-        return dataclasses.replace(checked, fault=beyond)
+    # A checkpoint that differs from the head is for the walk to find out, at the entry of the smaller of both.
+    checked = chain.walk(stored_links(), marks={**marks, **known.marks}, starts=known.starts)
+    if fault := checked.fault or known.missing(checked.echoes) or _beyond(checked, marks):
+        return dataclasses.replace(checked, fault=fault)
     return checked
 
 
-def stored_links() -> Iterator[chain.Link]:
-    """Every entry in order, through a server-side cursor: memory stays flat however long the log is."""
-    entries = AuditEntry.objects.order_by("sequence").iterator(chunk_size=CHUNK)
-    return (entry.as_link() for entry in entries)
+def _vouched(known: chain.Statements) -> int:
+    """The first entry that the good statements do not vouch for."""
+    return known.last_checkpoint["sequence"] + 1 if known.last_checkpoint else 1
+
+
+def _beyond(checked: chain.Checked, marks: Mapping[int, str]) -> chain.Fault | None:
+    """What is wrong with the head row, for a chain that is good in itself."""
+    after = AuditHead.objects.filter(pk=1).first()
+    if after is None:
+        return chain.Fault(checked.sequence, "The head row is gone.") if checked.count else None
+    if checked.sequence > after.sequence:
+        return chain.Fault(after.sequence + 1, f"The head row ends at {after.sequence}, the log goes beyond it.")
+    if marks.get(checked.sequence, checked.hash) != checked.hash:
+        return chain.Fault(checked.sequence, "The head row has another hash.")
+    return None
+
+
+# The columns as text, and the time as the log writes it, so that nothing has to be converted for each entry.
+COPIED = """COPY (
+    SELECT sequence, prev_hash, hash, payload, action, actor, coalesce(actor_id::text, ''),
+        to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), because, correlation, on_behalf_of, origin,
+        outcome, subject, subject_id, subject_kind
+    FROM approvals_auditentry WHERE sequence >= {first} AND sequence <= {last} ORDER BY sequence
+) TO STDOUT"""
+LAST = 2**63 - 1
+_ESCAPES = {"\\b": "\b", "\\f": "\f", "\\n": "\n", "\\r": "\r", "\\t": "\t", "\\v": "\v", "\\\\": "\\"}
+_ESCAPED = re.compile(r"\\[bfnrtv\\]")
+
+
+def stored_links(first: int = 1, last: int = LAST) -> Iterator[chain.Link]:
+    """Every entry in order, streamed: memory stays flat however long the log is. Both ends are included.
+
+    COPY in its text form, because splitting lines is the quickest that Python can do with rows.
+    """
+    with connection.cursor() as cursor:
+        # A savepoint or transaction is not needed: one statement sees one snapshot.
+        with cursor.cursor.copy(COPIED.format(first=int(first), last=int(last))) as copy:
+            rest = b""
+            for block in copy:
+                *whole, rest = (rest + bytes(block)).split(b"\n")
+                for line in whole:
+                    yield _link_of(line.decode())
+
+
+def _link_of(line: str) -> chain.Link:
+    values = line.split("\t")
+    if "\\" in line:
+        values = [_ESCAPED.sub(lambda found: _ESCAPES[found[0]], value) for value in values]
+    number, prev_hash, its_hash, payload, action, actor, actor_id, at, because, *others = values
+    correlation, on_behalf_of, origin, outcome, subject, subject_id, kind = others
+    # As chain.columns_text, written out: this is done for every entry of the log.
+    columns = (
+        f'{{"action":{quoted(action)},"actor":{quoted(actor)},"actor_id":{actor_id or "null"},"at":"{at}",'
+        f'"because":{quoted(because)},"correlation":{quoted(correlation)},"on_behalf_of":{quoted(on_behalf_of)},'
+        f'"origin":{quoted(origin)},"outcome":{quoted(outcome)},"sequence":{number},"subject":{quoted(subject)},'
+        f'"subject_id":{quoted(subject_id)},"subject_kind":{quoted(kind)}}}'
+    )
+    return chain.Link(int(number), prev_hash, its_hash, payload, columns)

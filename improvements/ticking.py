@@ -19,7 +19,7 @@ from django.conf import settings
 from django.db import DatabaseError, close_old_connections, connection, transaction
 from django.utils import timezone
 
-from approvals import audit
+from approvals import audit, occasion
 from improvements import approving, rolling, stopping
 from improvements.models import ENDED, Improvement, LostRace, State, StepRun
 from improvements.outcome import Outcome, Waiting
@@ -63,6 +63,12 @@ def take_step(improvement: Improvement) -> bool:
     if run is None:
         _fail_for_good(improvement, token)
         return True
+    with occasion.within(correlation=f"improvement-{improvement.pk}-step-{run.pk}"):
+        return _run(improvement, run, token)
+
+
+def _run(improvement: Improvement, run: StepRun, token: uuid.UUID) -> bool:
+    """Do what the step does and record what came of it. True when another may follow at once."""
     try:
         with _renewing(improvement, token):
             result = PIPELINE[State(run.state)].run(improvement)

@@ -99,6 +99,12 @@ def as_email(text: str) -> dict[str, object]:
     return parsed
 
 
+def as_public_key(text: str) -> str:
+    if len(bytes.fromhex(text)) != 32:
+        raise ValueError(text)
+    return text.strip().lower()
+
+
 def as_file(text: str) -> str:
     if not Path(text).is_file():
         raise ValueError(text)
@@ -177,6 +183,13 @@ WORKING_HOURS = read(
 INSTALLATION_TIME_ZONE = read(
     "INSTALLATION_TIME_ZONE", ZoneInfo("UTC"), as_zone, "the IANA name of a time zone, such as Europe/Berlin"
 )
+AUDIT_CHECKPOINT_ENTRIES = read("AUDIT_CHECKPOINT_ENTRIES", 1000, whole(1, 1_000_000), "audit entries, 1 to 1000000")
+AUDIT_CHECKPOINT_MINUTES = read("AUDIT_CHECKPOINT_MINUTES", 10, whole(1, 1440), "minutes, 1 to 1440")
+AUDIT_CHECKPOINT_DIR: Path = read(
+    "AUDIT_CHECKPOINT_DIR", RUNEROGUE_HOME / "audit" / "checkpoints", Path, "a folder that every worker can write"
+)
+AUDIT_KEY_DIR: Path = RUNEROGUE_HOME / "audit" / "keys"
+AUDIT_PUBLIC_KEY = read("AUDIT_PUBLIC_KEY", "", as_public_key, "64 hex digits, printed by manage.py verify_audit")
 MONITORING_ALLOWED_NETWORKS = read(
     "MONITORING_ALLOWED_NETWORKS",
     as_networks("127.0.0.0/8,::1/128"),
@@ -278,6 +291,7 @@ INSTALLED_APPS = [
     "axes",
 ]
 MIDDLEWARE = [
+    "approvals.occasion.OccasionMiddleware",
     "monitoring.instrumentation.InFlightMiddleware",
     "django_prometheus.middleware.PrometheusBeforeMiddleware",
     "django.middleware.security.SecurityMiddleware",

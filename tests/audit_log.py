@@ -13,13 +13,14 @@ def let_tests_flush() -> None:
     with connection.cursor() as cursor:
         cursor.execute("ALTER TABLE approvals_auditentry DISABLE TRIGGER audit_refuse_truncate")
         cursor.execute("ALTER TABLE approvals_audithead DISABLE TRIGGER audit_head_refuse_truncate")
+        cursor.execute("ALTER TABLE approvals_audittombstone DISABLE TRIGGER audit_refuse_truncate")
 
 
 @contextmanager
 def triggers_off() -> Iterator[None]:
     """As somebody who owns the tables could: everything is possible, only the verifier is left."""
     tables = {
-        "approvals_auditentry": ["audit_append", "audit_refuse_change", "audit_refuse_truncate"],
+        "approvals_auditentry": ["audit_append", "audit_refuse_change", "audit_remove", "audit_refuse_truncate"],
         "approvals_audithead": ["audit_head_guard", "audit_head_refuse_truncate"],
     }
     with connection.cursor() as cursor:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import admin
 from django.core.paginator import Page, Paginator
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.urls import NoReverseMatch, reverse
 from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from approvals import audit
 from approvals.admin.parts import STYLES, as_text
 from approvals.models import AuditEntry, AuditHead
 from approvals.readonly import ReadOnly
@@ -94,11 +95,12 @@ class AuditEntryAdmin(ReadOnly, EntryModelAdmin):
     show_full_result_count = False
     paginator = LogPaginator
     fieldsets = [
-        (None, {"fields": ["sequence", "at", "actor", "action", "about", "because"]}),
+        (None, {"fields": ["sequence", "at", "actor", "on_behalf_of", "action", "outcome", "about", "because"]}),
+        ("Where from", {"fields": ["origin", "together"]}),
         ("What changed", {"fields": ["before", "after", "more"]}),
         ("Proof", {"fields": ["prev_hash", "hash", "recorded"]}),
     ]
-    readonly_fields = ["about", "before", "after", "more", "recorded"]
+    readonly_fields = ["together", "about", "before", "after", "more", "recorded"]
 
     class Media:
         css = STYLES
@@ -107,6 +109,20 @@ class AuditEntryAdmin(ReadOnly, EntryModelAdmin):
         entries = super().get_queryset(request)
         listing = request.resolver_match is not None and str(request.resolver_match.url_name).endswith("_changelist")
         return entries.defer("payload") if listing else entries
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        answer = super().changelist_view(request, extra_context)
+        if answer.status_code == 200:
+            audit.record_read(request.user, query=request.GET.urlencode())
+        return answer
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        answer = super().change_view(request, object_id, form_url, extra_context)
+        if answer.status_code == 200 and (entry := self.get_object(request, object_id)):
+            audit.record_read(request.user, entry=entry)
+        return answer
 
     @admin.display(description="subject")
     def about(self, entry: AuditEntry) -> SafeString | str:
@@ -120,6 +136,14 @@ class AuditEntryAdmin(ReadOnly, EntryModelAdmin):
     @admin.display(description="reason")
     def reason(self, entry: AuditEntry) -> str:
         return entry.because if len(entry.because) <= 120 else entry.because[:119] + "…"
+
+    @admin.display(description="correlation")
+    def together(self, entry: AuditEntry) -> SafeString | str:
+        """Everything that the same request, task or step did."""
+        if not entry.correlation:
+            return "—"
+        page = reverse("admin:approvals_auditentry_changelist", query={"correlation": entry.correlation})
+        return format_html('<a href="{}">{}</a>', page, entry.correlation)
 
     @admin.display(description="was")
     def before(self, entry: AuditEntry) -> SafeString | str:

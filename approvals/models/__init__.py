@@ -9,6 +9,7 @@ from approvals.models.freeze import FreezeWindow
 from approvals.models.hours import WorkingHours
 from approvals.models.letter import Delivery, Letter
 from approvals.models.lockout import Counted, SignInFailures, UntoldFailure
+from approvals.models.audit import AppendOnly, AuditEntry, AuditHead, AuditTombstone
 from approvals.models.person import PersonSettings
 from approvals.models.policy import PolicyVersion
 from approvals.models.request import ApprovalRequest, Comment, Signature
@@ -30,6 +31,7 @@ __all__ = [
     "Deputy",
     "FreezeWindow",
     "Letter",
+    "AuditTombstone",
     "PersonSettings",
     "PolicyVersion",
     "RecoveryCode",

@@ -75,6 +75,10 @@ class AuditEntry(models.Model):
     subject_id = models.CharField(max_length=64, blank=True)
     subject = models.CharField(max_length=200, blank=True)
     because = models.TextField(blank=True)
+    on_behalf_of = models.CharField(max_length=150, blank=True, default="", db_default="")
+    origin = models.CharField(max_length=80, blank=True, default="", db_default="", verbose_name="where from")
+    correlation = models.CharField(max_length=64, blank=True, default="", db_default="")
+    outcome = models.CharField(max_length=10, blank=True, default="", db_default="")
     # Canonical JSON of all of the above and of was, became and data: the text that was hashed.
     payload = models.TextField()
 
@@ -87,6 +91,7 @@ class AuditEntry(models.Model):
             models.Index(fields=["action", "-sequence"], name="audit_action"),
             models.Index(fields=["actor", "-sequence"], name="audit_actor"),
             models.Index(fields=["subject_kind", "subject_id", "-sequence"], name="audit_subject"),
+            models.Index(fields=["correlation"], condition=~models.Q(correlation=""), name="audit_correlation"),
         ]
 
     def __str__(self) -> str:
@@ -100,9 +105,10 @@ class AuditEntry(models.Model):
 
     @cached_property
     def details(self) -> dict[str, Any]:
-        """The payload, read."""
+        """What only the payload holds. In format 1 it stood beside the columns."""
         read = json.loads(self.payload)
-        return read if isinstance(read, dict) else {}
+        found = read.get("details", read) if isinstance(read, dict) else {}
+        return found if isinstance(found, dict) else {}
 
     @property
     def was(self) -> Any:
@@ -116,22 +122,12 @@ class AuditEntry(models.Model):
     def data(self) -> dict[str, Any]:
         return self.details.get("data") or {}
 
-    def hashed_fields(self) -> dict[str, Any]:
+    def columns(self) -> dict[str, Any]:
         """What the columns say, in the form in which the payload holds it."""
-        return {
-            "sequence": self.sequence,
-            "at": moment(self.at),
-            "actor_id": self.actor_id,
-            "actor": self.actor,
-            "action": self.action,
-            "subject_kind": self.subject_kind,
-            "subject_id": self.subject_id,
-            "subject": self.subject,
-            "because": self.because,
-        }
+        return {**{name: getattr(self, name) for name in chain.COLUMNS}, "at": moment(self.at)}
 
     def as_link(self) -> chain.Link:
-        return chain.Link(self.sequence, self.prev_hash, self.hash, self.payload, self.hashed_fields())
+        return chain.Link(self.sequence, self.prev_hash, self.hash, self.payload, chain.columns_text(self.columns()))
 
 
 class AuditHead(models.Model):
@@ -150,6 +146,29 @@ class AuditHead(models.Model):
 
     def __str__(self) -> str:
         return f"#{self.sequence} {self.hash[:12]}"
+
+
+class AuditTombstone(models.Model):
+    """A part of the log that was archived and removed. It is what lets the triggers pass the removal.
+
+    The signed statement is outside the database; this row and an entry in the log name it.
+    """
+
+    through = models.BigIntegerField(primary_key=True)
+    first = models.BigIntegerField()
+    prev_hash = models.CharField(max_length=64)
+    hash = models.CharField(max_length=64)
+    statement = models.CharField(max_length=64, help_text="The digest of the signed statement.")
+    archive = models.CharField(max_length=64, help_text="The digest of the archive's manifest.")
+    at = models.DateTimeField()
+    # Set by a trigger: entries may be removed in the transaction that made this row, and in no other.
+    transaction = models.CharField(max_length=24, blank=True, default="", db_default="")
+
+    class Meta:
+        ordering = ["-through"]
+
+    def __str__(self) -> str:
+        return f"entries {self.first} to {self.through}"
 
 
 def moment(at: dt.datetime) -> str:

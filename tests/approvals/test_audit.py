@@ -154,16 +154,17 @@ def test_refuses_changes_kindly() -> None:
             change()
 
 
+MIDDLE = "at, actor_id, actor, action, subject_kind, subject_id, subject, because"
 REFUSED_BY_THE_DATABASE = [
     "UPDATE approvals_auditentry SET because = 'x' WHERE sequence = 2",
     "UPDATE approvals_auditentry SET because = because",
     "DELETE FROM approvals_auditentry WHERE sequence = 3",
     "DELETE FROM approvals_audithead",
     "UPDATE approvals_audithead SET sequence = 2",
-    "INSERT INTO approvals_auditentry SELECT 9, 'x', 'y', at, actor_id, actor, action, subject_kind, subject_id,"
-    " subject, because, payload FROM approvals_auditentry WHERE sequence = 3",
-    "INSERT INTO approvals_auditentry SELECT 4, hash, 'y', at, actor_id, actor, action, subject_kind, subject_id,"
-    " subject, because, payload FROM approvals_auditentry WHERE sequence = 3",
+    f"INSERT INTO approvals_auditentry SELECT 9, 'x', 'y', {MIDDLE}, payload, '', '', '', ''"
+    " FROM approvals_auditentry WHERE sequence = 3",
+    f"INSERT INTO approvals_auditentry SELECT 4, hash, 'y', {MIDDLE}, payload, '', '', '', ''"
+    " FROM approvals_auditentry WHERE sequence = 3",
     "INSERT INTO approvals_audithead VALUES (2, 0, '')",
 ]
 
@@ -201,6 +202,10 @@ COLUMNS = [
     "subject_id = '1'",
     "subject = 'x'",
     "because = 'x'",
+    "on_behalf_of = 'x'",
+    "origin = 'x'",
+    "correlation = 'x'",
+    "outcome = 'failed'",
     "payload = replace(payload, '\"number\":4', '\"number\":5')",
     "payload = payload || ' '",
 ]
@@ -221,15 +226,15 @@ FORGERIES = [
         5,
     ),
     (
-        "INSERT INTO approvals_auditentry SELECT 11, hash, 'made up', at, actor_id, actor, action, subject_kind,"
-        " subject_id, subject, because, payload FROM approvals_auditentry WHERE sequence = 10",
+        f"INSERT INTO approvals_auditentry SELECT 11, hash, 'made up', {MIDDLE}, payload, '', '', '', ''"
+        " FROM approvals_auditentry WHERE sequence = 10",
         11,
     ),
     (  # an entry with everything right, appended behind the head's back
         "INSERT INTO approvals_auditentry SELECT 11, hash,"
         " encode(sha256(convert_to(hash || replace(payload, '\"sequence\":10', '\"sequence\":11'), 'UTF8')), 'hex'),"
-        " at, actor_id, actor, action, subject_kind, subject_id, subject, because,"
-        " replace(payload, '\"sequence\":10', '\"sequence\":11') FROM approvals_auditentry WHERE sequence = 10",
+        f" {MIDDLE}, replace(payload, '\"sequence\":10', '\"sequence\":11'),"
+        " correlation, on_behalf_of, origin, outcome FROM approvals_auditentry WHERE sequence = 10",
         11,
     ),
     ("UPDATE approvals_audithead SET hash = repeat('0', 64)", 10),

@@ -10,13 +10,14 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from approvals import audit
+from approvals import statements, verifying
 
 
 class Command(BaseCommand):
     help = (
-        "Re-hash every entry of the audit log, follow every link and compare the end with the head row. "
-        "Exit code 1 when anything is not as it was written."
+        "Re-hash every entry of the audit log, follow every link, and compare with every signed checkpoint and with "
+        "the head row. Exit code 0: all is as it was written; 1: something is not, and what; 2: the checkpoints "
+        "can't be read, so that nothing is proved."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -24,23 +25,20 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         started = time.monotonic()
-        checked = audit.verify()
+        try:
+            found = verifying.verify()
+        except statements.StatementsUnusable as error:
+            self.stderr.write(str(error))
+            sys.exit(2)
         seconds = time.monotonic() - started
         if options["json"]:
-            bad = {"sequence": checked.fault.sequence, "what": checked.fault.what} if checked.fault else None
-            report = {
-                "ok": checked.fault is None,
-                "entries": checked.count,
-                "head": {"sequence": checked.sequence, "hash": checked.hash},
-                "first_bad_entry": bad,
-                "seconds": round(seconds, 3),
-            }
-            self.stdout.write(json.dumps(report))
-        elif checked.fault:
-            self.stdout.write(f"{checked.count} entries are as written. Then entry {checked.fault.sequence} is wrong:")
-            self.stdout.write(checked.fault.what)
+            self.stdout.write(json.dumps({**found.as_json(), "seconds": round(seconds, 3)}))
+        elif found.fault:
+            self.stdout.write(f"{found.count} entries are as written. Then entry {found.fault.sequence} is wrong:")
+            self.stdout.write(found.fault.what)
             self.stdout.write("Everything from there on is without proof. Compare with a backup from before.")
         else:
-            self.stdout.write(f"All {checked.count} entries are as written ({seconds:.1f} s). Head {checked.hash}")
-        if checked.fault:
+            self.stdout.write(f"All {found.count} entries are as written ({seconds:.1f} s). Head {found.hash}")
+            self.stdout.write(found.covered_in_words())
+        if found.fault:
             sys.exit(1)
