@@ -6,9 +6,10 @@ class ApprovalsConfig(AppConfig):
     name = "approvals"
 
     def ready(self) -> None:
-        from approvals import occasion, policies, roles, signing_in, subjects
+        from approvals import administering, occasion, policies, roles, signing_in, subjects
 
         occasion.follow_tasks()
+        administering.watch()
         subjects.register(policies.KIND, decided=policies.decided, describe=policies.describe)
         post_migrate.connect(roles.prepare, sender=self, dispatch_uid="approvals.roles.prepare")
         signing_in.connect()

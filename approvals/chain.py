@@ -151,15 +151,15 @@ def fault_of(link: Link, last: int, previous: str, mark: str | None) -> str | No
 
 def _differing(payload: str, columns: str) -> str | None:
     try:
-        told = json.loads(payload)
+        told, stored = json.loads(payload), json.loads(columns)
     except ValueError:
-        return "Its payload is not JSON."
+        return "Its payload or its columns are not JSON."
     if not isinstance(told, dict):
         return "Its payload is not an entry."
     recorded = {**told, **NEW_IN_2} if told.get("format") == 1 else told.get("columns")
     if not isinstance(recorded, dict):
         return "Its payload is not an entry."
-    for name, value in json.loads(columns).items():
+    for name, value in stored.items():
         # `1 == True` in Python, but the two are not the same record.
         if name not in recorded or recorded[name] != value or type(recorded[name]) is not type(value):
             return f"Its column {name} does not say what was recorded."
@@ -320,7 +320,7 @@ def verify_folder(folder: Path, *, pinned: str = "") -> Verdict:
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         lines = (folder / "statements.jsonl").read_text(encoding="utf-8").split("\n")
-        digests = {name: _file_digest(folder / Path(name).name) for name in manifest["files"]}
+        digests = {name: file_digest(folder / Path(name).name) for name in manifest["files"]}
         first, last = int(manifest["first"]), int(manifest["last"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unusable(f"{folder} is not a whole export: {error!r}") from error
@@ -345,7 +345,8 @@ def verify_folder(folder: Path, *, pinned: str = "") -> Verdict:
     return Verdict(manifest, checked.count, fault)
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -32,8 +32,8 @@ def uncovered() -> Uncovered:
 
     Raises StatementsUnusable.
     """
-    last = statements.read().last_checkpoint
-    return _uncovered_after(last["sequence"] if last else 0)
+    last = statements.newest("checkpoint")
+    return _uncovered_after(last[0]["sequence"] if last else 0)
 
 
 def _uncovered_after(sequence: int) -> Uncovered:
@@ -64,8 +64,8 @@ def write(at: dt.datetime) -> int:
     """
     with statements.locked():
         head = AuditHead.objects.get(pk=1)
-        last = statements.read().last_checkpoint
-        if last and last["sequence"] == head.sequence:
+        last = statements.newest("checkpoint")
+        if last and last[0]["sequence"] == head.sequence:
             return head.sequence
         fields: dict[str, Any] = {"sequence": head.sequence, "hash": head.hash, "count": head.sequence}
         told, digest = statements.append("checkpoint", fields, at=at)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import fcntl
+import json
 import logging
 import os
 import tempfile
@@ -62,6 +63,21 @@ def read() -> chain.Statements:
     return chain.read_statements(lines(), pinned=settings.AUDIT_PUBLIC_KEY)
 
 
+def newest(kind: str = "") -> tuple[dict[str, Any], str] | None:
+    """The last statement (of a kind) and its digest, without verifying what was before: of years there are many.
+
+    None where there is none. Raises StatementsUnusable for a line that is no statement.
+    """
+    try:
+        for path in sorted(folder().glob("*.jsonl"), reverse=True):
+            for line in reversed(path.read_text(encoding="utf-8").split("\n")):
+                if line and (told := json.loads(line)) and kind in ("", told["kind"]):
+                    return told, chain.digest_of(line)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StatementsUnusable(f"The audit checkpoints in {folder()} can't be read: {error}.") from error
+    return None
+
+
 # --- Writing -----------------------------------------------------------------------------------------------------
 
 
@@ -87,26 +103,26 @@ def locked() -> Iterator[None]:
 def append(kind: str, fields: dict[str, Any], *, at: dt.datetime) -> tuple[dict[str, Any], str]:
     """Sign one statement and write it, under `locked`. Returns it with its digest. Makes the first key when needed.
 
-    Raises StatementsUnusable rather than continue files that were tampered with.
+    Raises StatementsUnusable rather than continue after a line that was tampered with.
     """
-    known = read()
-    if known.fault:
-        raise StatementsUnusable(f"{folder()}: {known.fault} Nothing is added to files that can't be trusted.")
-    if not known.all:
+    if newest() is None:
         private = _new_key(CURRENT)
-        _write(_signed("key", {"public": public_half(private)}, known, private, at))
-        known = read()
-        if known.fault:
-            raise StatementsUnusable(f"{known.fault} AUDIT_PUBLIC_KEY pins another key than {key_folder()} holds.")
-    private = _key_in_force(known)
-    line = _signed(kind, fields, known, private, at)
+        public = public_half(private)
+        if settings.AUDIT_PUBLIC_KEY not in ("", public):
+            raise StatementsUnusable(
+                f"AUDIT_PUBLIC_KEY pins a key, and there is neither a checkpoint in {folder()} nor that key in "
+                f"{key_folder()}. Restore both from a copy."
+            )
+        _write(_signed("key", {"public": public}, 1, chain.GENESIS, private, at))
+    private, told, digest = _in_force()
+    line = _signed(kind, fields, told["number"] + 1, digest, private, at)
     _write(line)
-    return {**fields, "number": len(known.all) + 1}, chain.digest_of(line)
+    return {**fields, "number": told["number"] + 1}, chain.digest_of(line)
 
 
 def sign(body: dict[str, Any]) -> dict[str, Any]:
     """`body`, signed by the key in force, outside the chain of statements: the manifest of an export."""
-    private = _key_in_force(read())
+    private, _, _ = _in_force()
     told = {**body, "key_id": chain.key_id_of(public_half(private))}
     return {**told, "signature": private.sign(chain.spelled(told).encode()).hex()}
 
@@ -125,12 +141,14 @@ def rotate(at: dt.datetime) -> tuple[dict[str, Any], str]:
     return told, digest
 
 
-def _signed(kind: str, fields: dict[str, Any], known: chain.Statements, private: Ed25519PrivateKey, at: Any) -> str:
+def _signed(
+    kind: str, fields: dict[str, Any], number: int, previous: str, private: Ed25519PrivateKey, at: dt.datetime
+) -> str:
     body = {
         **fields,
         "kind": kind,
-        "number": len(known.all) + 1,
-        "previous": known.digests[-1] if known.digests else chain.GENESIS,
+        "number": number,
+        "previous": previous,
         "key_id": chain.key_id_of(public_half(private)),
         "at": at.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
     }
@@ -162,18 +180,28 @@ def public_half(private: Ed25519PrivateKey) -> str:
     return private.public_key().public_bytes_raw().hex()
 
 
-def _key_in_force(known: chain.Statements) -> Ed25519PrivateKey:
+def _in_force() -> tuple[Ed25519PrivateKey, dict[str, Any], str]:
+    """The key that signs now, with the last statement, which it signed or which introduced it, and its digest."""
+    if (last := newest()) is None:
+        raise StatementsUnusable(f"There is no audit key yet in {key_folder()}: the first checkpoint makes it.")
+    told, digest = last
+    introduced = {"key": told.get("public"), "rotation": told.get("new_public")}.get(told["kind"])
+    key_id = chain.key_id_of(introduced) if introduced else told.get("key_id")
     for name in (CURRENT, NEXT):
         private = _load(name)
-        if private is not None and public_half(private) == known.public:
-            if name == NEXT:  # introduced, and then the rotation was cut short
-                (key_folder() / NEXT).replace(key_folder() / CURRENT)
-            return private
+        if private is None or chain.key_id_of(public_half(private)) != key_id:
+            continue
+        if not introduced and not chain.is_signed(told, public_half(private)):
+            raise StatementsUnusable(
+                f"{folder()}: statement {told.get('number')} is not signed by the key in force. Nothing is added to "
+                "what can't be trusted: see manage.py verify_audit."
+            )
+        if name == NEXT:  # it was introduced, and then the rotation was cut short
+            (key_folder() / NEXT).replace(key_folder() / CURRENT)
+        return private, told, digest
     raise StatementsUnusable(
-        f"{key_folder()} does not hold the key that signs the audit checkpoints ({chain.key_id_of(known.public)}). "
-        "Restore current.pem from a copy."
-        if known.public
-        else f"There is no audit key yet in {key_folder()}: the first checkpoint makes it."
+        f"{key_folder()} does not hold the key that signs the audit checkpoints ({key_id}). Restore current.pem from a "
+        "copy."
     )
 
 

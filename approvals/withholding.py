@@ -19,6 +19,7 @@ _SECRET_KEY = re.compile(
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 # What is said about a secret instead of it.
 _HARMLESS = frozenset({"", "set", "changed", "removed", "rotated", "none", WITHHELD})
+_DIGEST = re.compile(r"digest:[0-9a-f]{16}")
 _PATTERNS = (
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), WITHHELD),
     (re.compile(r"\b(rr_[a-z0-9]{8})_[A-Za-z0-9_-]{20,}"), rf"\1_{WITHHELD}"),
@@ -59,4 +60,5 @@ def in_values(value: Any) -> Any:
 def _under(key: str, value: Any) -> Any:
     if value is None or isinstance(value, bool) or not is_secret(key):
         return in_values(value)
-    return value if isinstance(value, str) and value.lower() in _HARMLESS else WITHHELD
+    is_harmless = isinstance(value, str) and (value.lower() in _HARMLESS or _DIGEST.fullmatch(value))
+    return value if is_harmless else WITHHELD

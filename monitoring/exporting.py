@@ -28,7 +28,9 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from approvals import checkpoints
 from approvals.models import AuditHead
+from approvals.statements import StatementsUnusable
 from monitoring import notifying
 from monitoring.models import Alert, AlertState, ExternalService, HealthScore, Page, Service, Severity, Target
 from monitoring.reporting import check_database
@@ -251,7 +253,17 @@ def collection() -> Iterator[Metric]:
 def audit_log() -> Iterator[Metric]:
     length = GaugeMetricFamily("runerogue_audit_entries", "Entries of the audit log.")
     length.add_metric([], AuditHead.objects.values_list("sequence", flat=True).first() or 0)
-    yield length
+    readable = GaugeMetricFamily("runerogue_audit_checkpoints_up", "Whether the checkpoints can be read: 1 or 0.")
+    oldest = GaugeMetricFamily(
+        "runerogue_audit_uncovered_age_seconds",
+        "How long the oldest entry without a checkpoint waits; 0 for none.",
+    )
+    try:
+        oldest.add_metric([], checkpoints.uncovered().age_seconds(now()))
+        readable.add_metric([], 1)
+    except StatementsUnusable:
+        readable.add_metric([], 0)
+    yield from (length, readable, oldest)
 
 
 def external_services() -> Iterator[Metric]:

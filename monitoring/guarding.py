@@ -9,12 +9,12 @@ from django.conf import settings
 
 from approvals import checkpoints, statements, verifying
 from monitoring import notifying
-from monitoring.models import Service
-from monitoring.registry import OWN_NAME
+from monitoring.models import Page, Service
 
 log = logging.getLogger(__name__)
 
 WRONG, UNCOVERED = "audit-log-wrong", "audit-log-uncovered"
+URL = "/admin/approvals/auditentry/"
 LATE = 3  # times AUDIT_CHECKPOINT_MINUTES: then it is no longer a worker that was busy
 
 
@@ -49,7 +49,7 @@ def watch_checkpoints(at: datetime) -> float | None:
 
 
 def _page(key: str, title: str, body: str, at: datetime) -> None:
-    service = Service.objects.filter(name=OWN_NAME).first()
+    service = Service.objects.filter(is_self=True).first()
     if service is None:
         log.critical("%s: %s", title, body)
         return
@@ -58,10 +58,5 @@ def _page(key: str, title: str, body: str, at: datetime) -> None:
 
 
 def _call_off(key: str, because: str) -> None:
-    from monitoring.models import Page
-
-    for page in Page.objects.open().filter(service__name=OWN_NAME, key__startswith=f"{key}-").select_related("service"):
+    for page in Page.objects.open().filter(service__is_self=True, key__startswith=f"{key}-").select_related("service"):
         notifying.call_off(page.service, key=page.key, because=because)
-
-
-URL = "/admin/approvals/auditentry/"

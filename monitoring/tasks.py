@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils.timezone import now
 
-from monitoring import backfilling, baselining, blindspots, notifying, quality, rounds, sealing
+from monitoring import backfilling, baselining, blindspots, guarding, notifying, quality, rounds, sealing
 from monitoring.models import Service
 
 
@@ -52,3 +52,15 @@ def map_routes() -> None:
     """Read the routes of the services that have a new commit."""
     for service in Service.objects.active():
         blindspots.map_routes(service, at=now())
+
+
+@shared_task(name="monitoring.tasks.verify_audit", ignore_result=True)
+def verify_audit() -> None:
+    """Every night: is the audit log what was written? On-call is paged when it is not."""
+    guarding.verify_log(now())
+
+
+@shared_task(name="monitoring.tasks.watch_checkpoints", ignore_result=True)
+def watch_checkpoints() -> None:
+    """Now and then: does anything outside the database vouch for the newest audit entries?"""
+    guarding.watch_checkpoints(now())

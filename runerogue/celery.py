@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 from celery import Celery
+from celery.schedules import crontab
 from celery.signals import beat_init, worker_ready, worker_shutdown
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "runerogue.settings")
@@ -32,6 +33,8 @@ app.conf.update(
         "monitoring.tasks.set_baselines": {"queue": "analysis"},
         # It may run a service's code for a while, which no round waits for.
         "monitoring.tasks.map_routes": {"queue": "analysis"},
+        # It reads the whole log.
+        "monitoring.tasks.verify_audit": {"queue": "analysis"},
         "monitoring.tasks.*": {"queue": "collect"},
         "analysis.tasks.*": {"queue": "analysis"},
         # Where `advance` goes depends on the step: see improvements.tasks.
@@ -68,6 +71,9 @@ app.conf.beat_schedule = {
     "tidy": every(30, "improvements.tasks.tidy"),
     "review": every(600, "improvements.tasks.review"),
     "send digests": every(300, "improvements.tasks.send_digests"),
+    "checkpoint audit log": every(30, "approvals.tasks.checkpoint"),
+    "watch audit checkpoints": every(300, "monitoring.tasks.watch_checkpoints"),
+    "verify audit log": {"task": "monitoring.tasks.verify_audit", "schedule": crontab(hour=2, minute=40)},
     "expire approvals": every(60, "approvals.tasks.expire"),
     "send letters": every(settings.NOTIFY_SECONDS, "approvals.tasks.send_letters"),
     "tidy sign-ins": every(60, "approvals.tasks.tidy_sign_ins"),

@@ -28,12 +28,14 @@ T = TypeVar("T")
 HOME = stack_home.current()
 RUNNING = HOME.running_settings()
 
+GIVEN: dict[str, str] = {}  # every setting as it was given; empty where the default holds
+
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 
 def read(name: str, default: T, parse: Callable[[str], T], hint: str) -> T:
     """The setting `name`, parsed; the default when it is unset or empty."""
-    text = os.environ.get(name, "").strip() or RUNNING.get(name, "")
+    text = GIVEN[name] = os.environ.get(name, "").strip() or RUNNING.get(name, "")
     if not text:
         return default
     try:

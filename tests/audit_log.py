@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-from django.db import connection
+import pytest
+from django.db import connection, transaction
 
 
 def let_tests_flush() -> None:
@@ -31,3 +34,20 @@ def triggers_off() -> Iterator[None]:
         for table, triggers in tables.items():
             for trigger in triggers:
                 cursor.execute(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {trigger}")
+
+
+def write(count: int) -> None:
+    """So many entries, numbered from 0."""
+    from approvals import audit  # after Django is set up: conftest names this module before
+
+    with transaction.atomic():
+        for number in range(count):
+            audit.record("test.written", None, because=f"entry {number}", data={"number": number})
+
+
+@pytest.fixture
+def audit_home(settings: Any, tmp_path: Path) -> Path:
+    """Checkpoints and keys of this test alone."""
+    settings.AUDIT_CHECKPOINT_DIR = tmp_path / "checkpoints"
+    settings.AUDIT_KEY_DIR = tmp_path / "keys"
+    return tmp_path

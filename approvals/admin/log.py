@@ -15,7 +15,8 @@ from django.utils.safestring import SafeString
 
 from approvals import audit
 from approvals.admin.parts import STYLES, as_text
-from approvals.models import AuditEntry, AuditHead
+from approvals.models import AuditEntry, AuditHead, AuditTombstone
+from approvals.models.audit import AuditEntryQuerySet
 from approvals.readonly import ReadOnly
 
 if TYPE_CHECKING:  # Django's classes take no type parameter at run time
@@ -41,15 +42,19 @@ class LogPaginator(EntryPaginator):
     def count(self) -> int:
         assert isinstance(self.object_list, QuerySet)
         if self.whole_log:
-            return AuditHead.objects.values_list("sequence", flat=True).first() or 0
+            return self.newest - (AuditTombstone.objects.values_list("through", flat=True).first() or 0)
         return self.object_list.order_by()[:COUNTED_AT_MOST].count()
+
+    @cached_property
+    def newest(self) -> int:
+        return AuditHead.objects.values_list("sequence", flat=True).first() or 0
 
     def page(self, number: int | str) -> Page[AuditEntry]:
         number = self.validate_number(number)
         if not self.whole_log:
             return super().page(number)
         assert isinstance(self.object_list, QuerySet)
-        newest = self.count - (number - 1) * self.per_page
+        newest = self.newest - (number - 1) * self.per_page
         entries = self.object_list.filter(sequence__lte=newest, sequence__gt=newest - self.per_page)
         return Page(entries, number, self)
 
@@ -88,8 +93,8 @@ class AuditEntryAdmin(ReadOnly, EntryModelAdmin):
     list_display = ["sequence", "at", "actor", "action", "about", "reason"]
     list_filter = [ActionFilter, ActorFilter, SubjectFilter]
     list_per_page = 100
-    search_fields = ["subject", "because", "actor", "action"]
-    search_help_text = "Looks in subject, reason, person and action."
+    search_fields = ["subject", "because", "actor", "action"]  # as the index has them: see AuditEntryQuerySet.saying
+    search_help_text = "Words of subject, reason, person and action, or how they begin."
     ordering = ["-sequence"]
     sortable_by = ()
     show_full_result_count = False
@@ -123,6 +128,12 @@ class AuditEntryAdmin(ReadOnly, EntryModelAdmin):
         if answer.status_code == 200 and (entry := self.get_object(request, object_id)):
             audit.record_read(request.user, entry=entry)
         return answer
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[AuditEntry], search_term: str
+    ) -> tuple[QuerySet[AuditEntry], bool]:
+        assert isinstance(queryset, AuditEntryQuerySet)
+        return queryset.saying(search_term), False
 
     @admin.display(description="subject")
     def about(self, entry: AuditEntry) -> SafeString | str:

@@ -18,7 +18,7 @@ from django.utils.timezone import now
 
 from approvals import audit, chain
 from approvals.models import AppendOnly, AuditEntry, AuditHead
-from tests.audit_log import triggers_off
+from tests.audit_log import triggers_off, write
 
 
 class Colour(StrEnum):
@@ -28,12 +28,6 @@ class Colour(StrEnum):
 @dataclass(frozen=True)
 class Point:
     x: float
-
-
-def write(count: int) -> None:
-    with transaction.atomic():
-        for number in range(count):
-            audit.record("test.written", None, because=f"entry {number}", data={"number": number})
 
 
 @pytest.mark.django_db

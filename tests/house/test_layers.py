@@ -17,6 +17,7 @@ ARITHMETIC = [
     "approvals/diff.py",
     "approvals/fingerprint.py",
     "approvals/freezing.py",
+    "approvals/withholding.py",
     "approvals/outline.py",
     "approvals/policy.py",
     "approvals/working_hours.py",

@@ -6,6 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
+from approvals import configuration
 from monitoring import registry
 
 
@@ -17,4 +18,5 @@ class Command(BaseCommand):
             service = registry.ensure_self()
         except (registry.CannotRegister, registry.ManifestError, OSError) as error:
             raise CommandError(str(error)) from error
+        configuration.note()
         self.stdout.write(f"{service.name} watches itself at {registry.own_metrics_url()}.")
