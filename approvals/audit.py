@@ -92,12 +92,11 @@ def record_read(actor: AbstractBaseUser | AnonymousUser, *, entry: AuditEntry | 
 
     Bounded, or a page that reloads itself would fill the log with its own readers.
     """
+    kind, subject_id, _ = subject_columns(entry)
+    told = AuditEntry.objects.filter(action="audit.read", actor=actor.get_username()[:150])
+    if told.filter(subject_kind=kind, subject_id=subject_id, at__gt=now() - READ_AGAIN).exists():
+        return False
     with transaction.atomic():
-        kind, subject_id, _ = subject_columns(entry)
-        told = AuditEntry.objects.filter(action="audit.read", actor=actor.get_username()[:150])
-        lately = told.filter(subject_kind=kind, subject_id=subject_id, at__gt=now() - READ_AGAIN)
-        if lately.exists():
-            return False
         record("audit.read", entry, actor=actor, data={"query": query[:200]} if query else None)
     return True
 

@@ -1,7 +1,7 @@
 """Rows of approvals: the audit log, requests with their signatures, people and their roles, letters
 to them, and API tokens."""
 
-from approvals.models.audit import AppendOnly, AuditEntry, AuditHead
+from approvals.models.audit import AppendOnly, AuditEntry, AuditHead, AuditTombstone
 from approvals.models.authenticator import Authenticator, RecoveryCode
 from approvals.models.break_glass import BreakGlass
 from approvals.models.deputy import Deputy
@@ -9,7 +9,6 @@ from approvals.models.freeze import FreezeWindow
 from approvals.models.hours import WorkingHours
 from approvals.models.letter import Delivery, Letter
 from approvals.models.lockout import Counted, SignInFailures, UntoldFailure
-from approvals.models.audit import AppendOnly, AuditEntry, AuditHead, AuditTombstone
 from approvals.models.person import PersonSettings
 from approvals.models.policy import PolicyVersion
 from approvals.models.request import ApprovalRequest, Comment, Signature
@@ -23,6 +22,7 @@ __all__ = [
     "ApprovalRequest",
     "AuditEntry",
     "AuditHead",
+    "AuditTombstone",
     "Authenticator",
     "BreakGlass",
     "Comment",
@@ -31,7 +31,6 @@ __all__ = [
     "Deputy",
     "FreezeWindow",
     "Letter",
-    "AuditTombstone",
     "PersonSettings",
     "PolicyVersion",
     "RecoveryCode",
