@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.contrib import admin
 from django.contrib.admin.models import ADDITION, CHANGE, DELETION, LogEntryManager
 from django.contrib.auth.models import User
 from django.db import transaction
@@ -32,10 +33,16 @@ def log_actions(
     actor = User.objects.filter(pk=user_id).first()
     with transaction.atomic():
         for row in rows:
-            if not _is_told(row):
+            if not (_is_told(row) or (action_flag == DELETION and _tells_deletions(row))):
                 data = {"message": change_message} if change_message else None
                 audit.record(VERBS[action_flag], row, actor=actor, data=data)
     return logged
+
+
+def _tells_deletions(row: Any) -> bool:
+    """Whether its page records deletions itself, with more to say: Django writes its history before it deletes."""
+    page = admin.site._registry.get(type(row))
+    return bool(getattr(page, "tells_deletions", False))
 
 
 def _is_told(row: Any) -> bool:

@@ -136,6 +136,7 @@ class ContactAdmin(admin.ModelAdmin[Contact]):
 
 @admin.register(EscalationStep)
 class EscalationStepAdmin(Audited, admin.ModelAdmin[EscalationStep]):
+    tells_deletions = True
     nothing = "Nobody is told of any alert. Add a step for a contact; without a service it counts for every service."
     list_display = ["contact", "for_service", "when", "again", "of_what"]
     list_filter = ["service"]
