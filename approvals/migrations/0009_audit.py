@@ -112,7 +112,7 @@ DROP FUNCTION approvals_audit_write(
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("approvals", "0004_decisions"),
+        ("approvals", "0008_holds"),
     ]
 
     operations = [

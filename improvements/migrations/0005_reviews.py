@@ -7,7 +7,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("improvements", "0003_looks"),
+        ("improvements", "0004_edited"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
