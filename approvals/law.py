@@ -14,7 +14,7 @@ from django.utils.timezone import now
 
 from approvals import audit, subjects
 from approvals.models.request import ApprovalRequest, Signature
-from approvals.policy import PENDING, RequestState
+from approvals.policy import CONFLICTS, PENDING, RequestState, Why
 
 # What may follow what. Approved is not the end: until the subject has used the approval, a lost or revoked signature
 # opens the question again, and a change of what was approved voids it.
@@ -63,9 +63,18 @@ class Action(StrEnum):
 class Refused(Exception):
     """A rule forbids it; the text is the rule's own sentence, fit for people."""
 
+    def __init__(self, why: Why) -> None:
+        super().__init__(str(why))
+        self.rule = why.rule
+
     @property
     def why(self) -> str:
         return str(self)
+
+    @property
+    def is_conflict(self) -> bool:
+        """Whether it refuses everybody as the request stands, and not this person."""
+        return self.rule in CONFLICTS
 
 
 class SecondFactorWanted(Refused):

@@ -259,6 +259,58 @@ class RequestFacts:
     signers: tuple[PersonFacts, ...] = ()
 
 
+class Rule(StrEnum):
+    """Which rule refused, for programs; people read its sentence."""
+
+    INACTIVE = "inactive"
+    PROGRAM = "program"
+    PROPOSED = "proposed"
+    EDITED = "edited"
+    NO_ROLE = "no-role"
+    SECOND_FACTOR = "second-factor"
+    NO_REASON = "no-reason"
+    COUNTED = "counted-once"
+    NOT_MISSING = "not-missing"
+    CHANGES_ASKED = "changes-asked"
+    OVER = "over"
+    EXPIRED = "expired"
+    STALE = "stale"  # what was looked at is not what is asked now
+    POLICY_CHANGED = "policy-changed"
+    STARTED = "started"
+    NOTHING_DECIDED = "nothing-decided"
+
+
+# These refuse everybody as the request stands; the others this person, or this way of deciding.
+CONFLICTS = frozenset(
+    {
+        Rule.COUNTED,
+        Rule.NOT_MISSING,
+        Rule.CHANGES_ASKED,
+        Rule.OVER,
+        Rule.EXPIRED,
+        Rule.STALE,
+        Rule.POLICY_CHANGED,
+        Rule.STARTED,
+        Rule.NOTHING_DECIDED,
+    }
+)
+
+
+class Why(str):
+    """A rule's own sentence, and which rule it is. Empty: none refuses."""
+
+    __slots__ = ("rule",)
+    rule: Rule
+
+    def __new__(cls, rule: Rule, sentence: str) -> Why:
+        made = super().__new__(cls, sentence)
+        made.rule = rule
+        return made
+
+
+NOTHING = Why(Rule.OVER, "")
+
+
 @dataclass(frozen=True)
 class Allowed:
     role: Role  # what the person signs as
@@ -268,8 +320,16 @@ class Allowed:
 
 @dataclass(frozen=True)
 class Refused:
-    why: str
-    lacks_second_factor: bool = False  # nothing else is missing: the person can give one and decide again
+    why: Why
+
+    @property
+    def rule(self) -> Rule:
+        return self.why.rule
+
+    @property
+    def lacks_second_factor(self) -> bool:
+        """Nothing else is missing: the person can give one and decide again."""
+        return self.rule is Rule.SECOND_FACTOR
 
 
 def missing(requirement: Requirement, signers: Sequence[PersonFacts]) -> tuple[Slot, ...]:
@@ -329,10 +389,10 @@ def may_sign(
             if why := _wanting(request.requirement, decision, reason):
                 return Refused(why)
             if how and decision is Decision.APPROVE and request.requirement.second_factor_required and not how.is_fresh:
-                return Refused(_second_factor_wanted(request.requirement.tier, how), lacks_second_factor=True)
+                return Refused(Why(Rule.SECOND_FACTOR, _second_factor_wanted(request.requirement.tier, how)))
             return Allowed(_role_of(signer, request), signer.voice_of, signer.on_behalf_of)
         obstacles.append(why)
-    return Refused(" ".join(dict.fromkeys(obstacles)))
+    return Refused(Why(obstacles[0].rule, " ".join(dict.fromkeys(obstacles))))
 
 
 def options(person: PersonFacts, request: RequestFacts) -> tuple[Allowed, ...]:
@@ -348,61 +408,68 @@ def _rights(person: PersonFacts, on_behalf_of: int | None) -> list[PersonFacts]:
     return [person.signing_for(None), *(person.signing_for(one.id) for one in person.stands_in_for)]
 
 
-def _barred(person: PersonFacts, request: RequestFacts, decision: Decision) -> str:
+def _barred(person: PersonFacts, request: RequestFacts, decision: Decision) -> Why:
     """Why nobody in the place of `person` may sign this, with whatever right. Empty when nothing is in the way."""
     if not person.active:
-        return f"The account of {person.name} is not active, so it cannot sign."
+        return Why(Rule.INACTIVE, f"The account of {person.name} is not active, so it cannot sign.")
     if person.is_service_account:
-        return f"{person.name} is the account of a program, and programs never sign."
+        return Why(Rule.PROGRAM, f"{person.name} is the account of a program, and programs never sign.")
     if request.state is RequestState.CHANGES_ASKED and decision is Decision.APPROVE:
-        return "Changes are asked for. Nothing is approved until they are made or whoever asks takes that back."
+        return Why(
+            Rule.CHANGES_ASKED,
+            "Changes are asked for. Nothing is approved until they are made or whoever asks takes that back.",
+        )
     if request.state not in PENDING:
-        return f"This request is {request.state}; only an open request can be signed."
+        return Why(Rule.OVER, f"This request is {request.state}; only an open request can be signed.")
     if request.expired:
-        return "This request has expired. It has to be asked for again."
+        return Why(Rule.EXPIRED, "This request has expired. It has to be asked for again.")
     if person.id == request.proposed_by:
-        return f"Nobody signs what they proposed, and {person.name} proposed this."
+        return Why(Rule.PROPOSED, f"Nobody signs what they proposed, and {person.name} proposed this.")
     if person.id in request.edited_by:
-        return f"Nobody signs what they edited, and {person.name} edited this."
+        return Why(Rule.EDITED, f"Nobody signs what they edited, and {person.name} edited this.")
     for signer in request.signers:
         if signer.id == person.id:
-            return f"{person.name} has signed already, and one person counts once."
+            return Why(Rule.COUNTED, f"{person.name} has signed already, and one person counts once.")
         if person.id in signer.bodies:
-            return f"{signer.name} has signed on behalf of {person.name}, and the two count once."
-    return ""
+            return Why(Rule.COUNTED, f"{signer.name} has signed on behalf of {person.name}, and the two count once.")
+    return NOTHING
 
 
-def _obstacle(signer: PersonFacts, request: RequestFacts, decision: Decision) -> str:
+def _obstacle(signer: PersonFacts, request: RequestFacts, decision: Decision) -> Why:
     """Why this one right cannot be used here. Empty when it can."""
     requirement, lent = request.requirement, signer.on_behalf_of
     if lent is not None:
         if lent.id == request.proposed_by:
-            return f"{lent.name} proposed this, so nobody signs it on behalf of {lent.name}."
+            return Why(Rule.PROPOSED, f"{lent.name} proposed this, so nobody signs it on behalf of {lent.name}.")
         if lent.id in request.edited_by:
-            return f"{lent.name} edited this, so nobody signs it on behalf of {lent.name}."
+            return Why(Rule.EDITED, f"{lent.name} edited this, so nobody signs it on behalf of {lent.name}.")
         if any(lent.id in one.bodies for one in request.signers):
-            return f"The right of {lent.name} is used already, and a person and their deputy count once."
+            return Why(
+                Rule.COUNTED, f"The right of {lent.name} is used already, and a person and their deputy count once."
+            )
     wanted: Slot = frozenset[Role]().union(*requirement.signatures)
     if not signer.roles & wanted:
         if lent is not None:
-            return f"{signer.name} may not sign this on behalf of {lent.name}: no right to it was lent."
-        return " ".join((requirement.reason, f"{signer.name} has no such role.", *signer.elsewhere))
+            return Why(
+                Rule.NO_ROLE, f"{signer.name} may not sign this on behalf of {lent.name}: no right to it was lent."
+            )
+        return Why(Rule.NO_ROLE, " ".join((requirement.reason, f"{signer.name} has no such role.", *signer.elsewhere)))
     open_slots = missing(requirement, request.signers)
     if decision is Decision.APPROVE and len(missing(requirement, (*request.signers, signer))) == len(open_slots):
-        return f"What is still missing is {in_words(open_slots)}; {signer.name} cannot give it."
-    return ""
+        return Why(Rule.NOT_MISSING, f"What is still missing is {in_words(open_slots)}; {signer.name} cannot give it.")
+    return NOTHING
 
 
-def _wanting(requirement: Requirement, decision: Decision, reason: str | None) -> str:
+def _wanting(requirement: Requirement, decision: Decision, reason: str | None) -> Why:
     """What is wanting in the reason of somebody who may decide."""
     if reason is not None and not reason.strip():
         if decision is Decision.REJECT:
-            return "A rejection needs a written reason: it is what the next attempt learns from."
+            return Why(Rule.NO_REASON, "A rejection needs a written reason: it is what the next attempt learns from.")
         if decision is Decision.ASK_FOR_CHANGES:
-            return "Who asks for changes writes down which."
+            return Why(Rule.NO_REASON, "Who asks for changes writes down which.")
         if requirement.reason_required:
-            return f"Approving a {requirement.tier}-risk change needs a written reason."
-    return ""
+            return Why(Rule.NO_REASON, f"Approving a {requirement.tier}-risk change needs a written reason.")
+    return NOTHING
 
 
 def _role_of(signer: PersonFacts, request: RequestFacts) -> Role:

@@ -20,7 +20,18 @@ from approvals import audit, breaking_glass, holding, policy, reminding, roles, 
 from approvals.circumstances import NOTHING_KNOWN, Circumstances, worse
 from approvals.law import MOVES, Action, Refused, SecondFactorWanted, identity, is_over, locked, move, void_signature
 from approvals.models.request import ApprovalRequest, Comment, Signature
-from approvals.policy import PENDING, Category, Decision, How, PersonFacts, RequestState, Requirement
+from approvals.policy import (
+    NOTHING,
+    PENDING,
+    Category,
+    Decision,
+    How,
+    PersonFacts,
+    RequestState,
+    Requirement,
+    Rule,
+    Why,
+)
 from approvals.reminding import expire_due, expiry
 from approvals.signers import facts_of
 from approvals.subjects import SubjectRef
@@ -237,7 +248,9 @@ def decide(
         at = now()
         refuse_unseen(row, seen)
         if row.state in PENDING and row.policy_version != policy_version():
-            raise Refused("The policy has changed since this was asked. It will be asked again.")
+            raise Refused(
+                Why(Rule.POLICY_CHANGED, "The policy has changed since this was asked. It will be asked again.")
+            )
         signer, approving = signers.with_rights_locked(row, at, person)
         asked = facts_of(row, approving, at)
         answer = policy.may_sign(signer, asked, decision=decision, reason=reason, how=how, on_behalf_of=on_behalf_of)
@@ -247,7 +260,7 @@ def decide(
         signer = signer.signing_for(answer.voice_of)
         if own := asks_of(row).filter(person=person).first():
             if decision is Decision.ASK_FOR_CHANGES:
-                raise Refused(f"{signer.name} asks for changes already. Comment to say more.")
+                raise Refused(Why(Rule.COUNTED, f"{signer.name} asks for changes already. Comment to say more."))
             void_signature(own, at, f"{signer.name} decided otherwise.")
         Signature.objects.create(
             request=row,
@@ -297,7 +310,7 @@ def follow(
 
 def refuse_unseen(row: ApprovalRequest, seen: str | None) -> None:
     if seen is not None and seen != row.fingerprint:
-        raise Refused("What you looked at is not what is asked now. Open the request again.")
+        raise Refused(Why(Rule.STALE, "What you looked at is not what is asked now. Open the request again."))
 
 
 def asks_of(row: ApprovalRequest) -> Any:
@@ -321,15 +334,10 @@ def revoke(
         row = locked(request)
         at = now()
         refuse_unseen(row, seen)
-        if row.started_at is not None:
-            raise Refused("What this allowed has begun, so nothing is taken back any more. Stop it instead.")
-        if is_over(row):
-            raise Refused(f"This request is {row.state}; there is nothing to take back.")
         own = row.signatures.standing().filter(person=person).first()
-        if own is None:
-            raise Refused(f"{person.username} has decided nothing here that could be taken back.")
-        if not roles.facts_of(person).active:
-            raise Refused(f"The account of {person.username} is not active.")
+        if why := why_not_revoke(row, roles.facts_of(person), has_decided=own is not None):
+            raise Refused(why)
+        assert own is not None
         because = f"{person.username} took it back{f': {reason}' if reason else '.'}"
         void_signature(own, at, because)
         audit.record(
@@ -347,6 +355,24 @@ def revoke(
         return row
 
 
+def why_not_revoke(row: ApprovalRequest, person: PersonFacts, *, has_decided: bool) -> Why:
+    """Which rule keeps `person` from taking their decision back; empty when none does."""
+    if row.started_at is not None:
+        return Why(Rule.STARTED, "What this allowed has begun, so nothing is taken back any more. Stop it instead.")
+    if is_over(row):
+        return Why(Rule.OVER, f"This request is {row.state}; there is nothing to take back.")
+    if not has_decided:
+        return Why(Rule.NOTHING_DECIDED, f"{person.name} has decided nothing here that could be taken back.")
+    return NOTHING if person.active else Why(Rule.INACTIVE, f"The account of {person.name} is not active.")
+
+
+def why_not_comment(person: PersonFacts) -> Why:
+    """Which rule keeps `person` from commenting; empty when none does."""
+    if not person.active or not person.roles:
+        return Why(Rule.NO_ROLE, f"Only people with a role write here, and {person.name} has none.")
+    return NOTHING
+
+
 def comment(
     request: ApprovalRequest, *, person: User, how: How, reason: str, seen: str | None = None
 ) -> ApprovalRequest:
@@ -356,12 +382,13 @@ def comment(
         row = locked(request)
         refuse_unseen(row, seen)
         speaker = signers.people_for(row, [person.pk], now())[person.pk]
-        if not speaker.active or not speaker.roles:
-            raise Refused(f"Only people with a role write here, and {speaker.name} has none.")
+        if why := why_not_comment(speaker):
+            raise Refused(why)
         if not text:
-            raise Refused("A comment says something.")
+            raise Refused(Why(Rule.NO_REASON, "A comment says something."))
         if len(text) > LONGEST_COMMENT:
-            raise Refused(f"A comment has at most {LONGEST_COMMENT} characters, and this has {len(text)}.")
+            too_long = f"A comment has at most {LONGEST_COMMENT} characters, and this has {len(text)}."
+            raise Refused(Why(Rule.NO_REASON, too_long))
         text = audit.plain(text)
         Comment.objects.create(request=row, person=person, text=text, channel=how.channel, at=now())
         data = {**identity(row), "channel": how.channel}
@@ -495,11 +522,12 @@ def mark_not_started(kind: str, subject_id: int) -> None:
 
 @dataclass(frozen=True)
 class Awaited:
-    """A request that waits for somebody. `id` is its row's, `age` how long it has been waiting."""
+    """A request that waits for somebody; `age` is how long it has been waiting. Its row comes without `facts`."""
 
     id: int
     age: dt.timedelta
     deadline: dt.datetime
+    request: ApprovalRequest
 
 
 def awaiting(person: User, at: dt.datetime) -> list[Awaited]:
@@ -521,7 +549,7 @@ def awaiting(person: User, at: dt.datetime) -> list[Awaited]:
         of_scope = known[row.scope]
         facts = facts_of(row, [of_scope[pk].signing_for(whose) for pk, whose in signed.get(row.pk, [])], at)
         if isinstance(policy.may_sign(of_scope[person.pk], facts), policy.Allowed):
-            found.append(Awaited(row.pk, at - row.created_at, row.expires_at))
+            found.append(Awaited(row.pk, at - row.created_at, row.expires_at, row))
     return found
 
 

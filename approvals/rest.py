@@ -95,7 +95,7 @@ def explain(error: Exception, context: Mapping[str, Any]) -> Response:
         headers["WWW-Authenticate"] = error.auth_header  # type: ignore[attr-defined]
     if wait := getattr(error, "wait", None):
         headers["Retry-After"] = str(int(wait))
-    more = {}
+    more: dict[str, Any] = dict(getattr(error, "more", {}))
     if isinstance(error, exceptions.ValidationError):
         mistakes = list(_mistakes(error.detail))
         detail = "; ".join(f"{m['pointer'] or 'the body'}: {m['detail']}" for m in mistakes[:5])

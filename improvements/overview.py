@@ -57,8 +57,7 @@ def overview_for(person: User, at: dt.datetime) -> Overview | None:
     """The overview as `person` may see it now; None without the rights to look."""
     if not person.has_perms(NEEDED):
         return None
-    awaiting = [one.id for one in requests.awaiting(person, at)]
-    asked = ApprovalRequest.objects.defer("facts").in_bulk(awaiting[:MOST_ROWS])
+    awaiting = requests.awaiting(person, at)
     firing = Alert.objects.firing().filter(service__archived_at=None).select_related("service")
     suggested = Q(state=State.SUGGESTED, started_at=None)
     unfinished = Improvement.objects.unfinished()
@@ -67,7 +66,7 @@ def overview_for(person: User, at: dt.datetime) -> Overview | None:
     urgent = firing.annotate(total=Window(Count("pk"))).order_by(_first("severity", Severity.CRITICAL), "fired_at")
     burning = list(urgent[:MOST_ROWS])
     return Overview(
-        to_sign=[asked[pk] for pk in awaiting[:MOST_ROWS]],
+        to_sign=[one.request for one in awaiting[:MOST_ROWS]],
         to_sign_total=len(awaiting),
         firing=burning,
         firing_total=burning[0].total if burning else 0,  # type: ignore[attr-defined]  # the annotation

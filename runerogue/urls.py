@@ -15,7 +15,7 @@ urlpatterns = [
     # Browsers ask for it by this name on pages that name none, such as JSON.
     path("favicon.ico", RedirectView.as_view(url=f"{settings.STATIC_URL}favicon.svg")),
     path("", include("monitoring.urls")),
-    path("admin/", include("approvals.urls")),
+    path("", include("approvals.urls")),
     path("", include("improvements.governance.urls")),
     path("", include("improvements.digest.urls")),
     path("admin/", admin.site.urls),

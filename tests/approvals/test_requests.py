@@ -272,7 +272,7 @@ def test_says_since_when_and_until_when_it_waits(carol: User) -> None:
     request = ask()
     at = request.created_at + dt.timedelta(hours=2)
     assert requests.awaiting(carol, at) == [
-        requests.Awaited(request.pk, dt.timedelta(hours=2), request.expires_at),
+        requests.Awaited(request.pk, dt.timedelta(hours=2), request.expires_at, request),
     ]
 
 

@@ -15,11 +15,15 @@ from django.urls import get_resolver
 from django.utils.timezone import now
 from drf_spectacular.validation import validate_schema
 
+from approvals import policy, requests, terms
+from approvals.models import ApprovalRequest
+from approvals.policy import Tier
 from improvements.governance import weekly
 from improvements.governance.facts import Window, as_json
 from improvements.models import Review
 from monitoring.models import Alert, AlertState, HealthScore, Service
 from tests.monitoring.factories import ServiceFactory, TargetFactory, samples
+from tests.people import FRESH
 
 pytestmark = pytest.mark.django_db
 DOCUMENT = "/api/v1/openapi.json"
@@ -31,12 +35,22 @@ COMPONENT = {
     "drivers": [{"what": "5 % fail", "points": 12.5}],
 }
 VALUES = {"{name}": "realm", "{id}": "1"}
+# A row of its own for each write that changes one.
+WHICH = {
+    "/api/v1/approvals/{id}/sign": "11",
+    "/api/v1/approvals/{id}/reject": "12",
+    "/api/v1/approvals/{id}/changes": "13",
+    "/api/v1/approvals/{id}/revoke": "14",
+    "/api/v1/approvals/{id}/comments": "15",
+}
+PRINT = "f" * 64
 # What a GET needs beside its path.
 QUERIES: dict[str, list[dict[str, str]]] = {
     "/api/v1/services/{name}/samples": [{"signal": "up"}, {"signal": "nothing"}],
     "/monitoring/alerts": [{}, {"service": "*"}],
     "/api/v1/reviews": [{}, {"kind": "weekly", "standing": "overdue"}, {"standing": "signed"}],
     "/api/v1/scorecard": [{}, {"days": "90"}],
+    "/api/v1/approvals": [{}, {"state": "open", "tier": "medium", "awaiting": "me", "service": "realm"}],
     "/api/v1/alerts": [{}, {"service": "realm", "state": "firing"}, {"page_size": "1"}],
 }
 # What a write is sent, beside its path.
@@ -46,6 +60,11 @@ BODIES: dict[str, dict[str, Any]] = {
     "/api/v1/reports": {"service": "realm", "commit": "c" * 40, "benchmark": {"ms": [1, 2]}},
     "/api/v1/ci/gate": {"service": "realm", "commit": "c" * 40, "benchmark": {"ms": [1, 2]}},
     "/performance/baseline": {"service": "realm", "reason": "All is well."},
+    "/api/v1/approvals/{id}/sign": {"fingerprint": PRINT, "reason": "Sound."},
+    "/api/v1/approvals/{id}/reject": {"fingerprint": PRINT, "reason": "Not now."},
+    "/api/v1/approvals/{id}/changes": {"fingerprint": PRINT, "reason": "Name it better."},
+    "/api/v1/approvals/{id}/revoke": {"reason": "Looked again."},
+    "/api/v1/approvals/{id}/comments": {"text": "Looks small."},
 }
 
 
@@ -72,6 +91,13 @@ def world(db: None) -> Service:
         due_on="2026-03-05", escalates_after="2026-03-05",
         facts=as_json(weekly.compose(Window(now() - timedelta(days=7), now(), now()))),
     )  # fmt: skip
+    requirement = policy.required(Tier.MEDIUM, all_pass=False, terms=terms.in_force())
+    for number in (1, *map(int, WHICH.values())):
+        ApprovalRequest.objects.create(
+            pk=number, subject_kind="thing", subject_id=number, title=f"Change {number}", scope="realm", tier="medium",
+            requirement=requirement.as_json(), fingerprint=PRINT, policy_version=requirement.policy_version,
+            facts={"what": "One query"}, created_at=now(), expires_at=now() + timedelta(days=1),
+        )  # fmt: skip
     return realm
 
 
@@ -115,11 +141,16 @@ def test_each_read_answers_as_documented(client: Client, world: Service, carol: 
 
 def test_each_write_answers_as_documented(client: Client, world: Service, bob: User, document: dict[str, Any]) -> None:
     client.force_login(bob)
+    revocable = ApprovalRequest.objects.get(pk=WHICH["/api/v1/approvals/{id}/revoke"])
+    requests.approve(revocable, person=bob, how=FRESH)
     writes = {path: methods["post"] for path, methods in document["paths"].items() if "post" in methods}
     assert writes.keys() == BODIES.keys(), "every write has an example here"
     for path, operation in writes.items():
-        for body in (BODIES[path], {"rating": "wrong", "cls": "wrong"}):
-            answer = client.post(path, body, content_type="application/json", headers={"Origin": "http://testserver"})
+        for body in (BODIES[path], {"rating": "wrong", "cls": "wrong", "text": ""}):
+            address = path.replace("{id}", WHICH.get(path, "1"))
+            answer = client.post(
+                address, body, content_type="application/json", headers={"Origin": "http://testserver"}
+            )
             assert (answer.status_code < 300) == (body is BODIES[path]), answer.content
             validated(document, operation, answer)
 
