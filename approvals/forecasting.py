@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from approvals import policy, roles, terms
+from approvals import holding, policy, roles, terms
 from approvals.policy import PersonFacts, RequestFacts, Requirement, Role
 from approvals.rulebook import Row
 from approvals.subjects import Forecast
@@ -29,6 +29,7 @@ class Answer:
     row: Row
     escalates_to: str
     kept_out: list[str]  # people with a fitting role, and the sentence why they may not
+    held: str  # what would keep it from starting at that time; empty: nothing
 
 
 def who_must_sign(asked: Forecast, at: dt.datetime) -> Answer:
@@ -38,7 +39,15 @@ def who_must_sign(asked: Forecast, at: dt.datetime) -> Answer:
     request = RequestFacts(requirement, proposed_by=asked.proposed_by)
     people = list(roles.everybody(scope=asked.concern.service, at=at).values())
     row = held.document.of(asked.concern.service).tiers[requirement.tier]
-    return Answer(requirement, needs(request, people), row, row.escalate_to.title, kept_out(request, people))
+    hold = holding.hold(asked.concern.service, at, is_reliability_fix=asked.concern.is_reliability_fix)
+    return Answer(
+        requirement,
+        needs(request, people),
+        row,
+        row.escalate_to.title,
+        kept_out(request, people),
+        str(hold) if hold else "",
+    )
 
 
 def needs(request: RequestFacts, people: Iterable[PersonFacts]) -> list[Need]:

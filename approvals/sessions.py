@@ -57,21 +57,22 @@ TYPED = "typed"
 LONGEST, MOST = 10_000, 20  # characters of a text, and texts in one session
 
 
-def keep_typed(request: HttpRequest, text: str) -> None:
-    """Remember what was typed on the page of `request`, until `forget_typed` there."""
-    kept = {**request.session.get(TYPED, {}), request.path: text[:LONGEST]}
+def keep_typed(request: HttpRequest, text: str, *, form: str = "") -> None:
+    """Remember what was typed on the page of `request`, in its form of that name, until `forget_typed` there."""
+    kept = {**request.session.get(TYPED, {}), request.path + form: text[:LONGEST]}
     request.session[TYPED] = dict(list(kept.items())[-MOST:])
 
 
-def typed(request: HttpRequest) -> str:
+def typed(request: HttpRequest, *, form: str = "") -> str:
     """What was typed on this page before the detour; "" when nothing was."""
-    return str(request.session.get(TYPED, {}).get(request.path, ""))
+    return str(request.session.get(TYPED, {}).get(request.path + form, ""))
 
 
-def forget_typed(request: HttpRequest) -> None:
+def forget_typed(request: HttpRequest, *, form: str = "") -> None:
     """It was used."""
-    if request.path in request.session.get(TYPED, {}):
-        request.session[TYPED] = {page: text for page, text in request.session[TYPED].items() if page != request.path}
+    used, kept = request.path + form, request.session.get(TYPED, {})
+    if used in kept:
+        request.session[TYPED] = {page: text for page, text in kept.items() if page != used}
 
 
 # --- The middleware ----------------------------------------------------------------------------------------------

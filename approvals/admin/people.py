@@ -58,6 +58,7 @@ def rights_of_group(group: Group) -> dict[str, Any]:
 class AuditedUserAdmin(AccountAdmin):
     """Django's own page of accounts, recorded; `accounts.py` adds what concerns signing in."""
 
+    tells_deletions = True
     list_display = ["username", "is_active", "is_staff", "is_superuser", "last_login"]
     show_full_result_count = False
 
@@ -102,6 +103,7 @@ class AuditedUserAdmin(AccountAdmin):
 
 @admin.register(Group)
 class AuditedGroupAdmin(GroupAdmin):
+    tells_deletions = True
     show_full_result_count = False
 
     def save_model(self, request: HttpRequest, obj: Group, form: Any, change: bool) -> None:
@@ -146,6 +148,7 @@ def kept(row: PersonSettings) -> dict[str, Any]:
 
 @admin.register(PersonSettings)
 class PersonSettingsAdmin(SettingsModelAdmin):
+    tells_deletions = True
     nothing = "Nobody has settings of their own. Without any, a person is no program and their times are UTC."
     list_display = ["user", "is_service_account", "time_zone", "wants_digest"]
     list_filter = ["is_service_account"]
@@ -267,6 +270,7 @@ class TeamMemberForm(TeamModelForm):
 class TeamMemberAdmin(TeamModelAdmin):
     """The CTO's group and superusers may name the people of a service, which takes the role there from the rest."""
 
+    tells_deletions = True
     nothing = "No service names its own people, so every role counts for all of them."
     form = TeamMemberForm
     list_display = ["scope", "role", "person"]

@@ -9,13 +9,13 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import reverse
+from django.urls import URLPattern, path, reverse
 from django.utils.timezone import now
 
 from approvals import pages, requests, second_factor, sessions
 from approvals.admin.parts import STYLES, signed_in
 from approvals.models import ApprovalRequest
-from approvals.policy import Decision
+from approvals.policy import RequestState, Tier
 from approvals.readonly import ReadOnly
 
 if TYPE_CHECKING:  # Django's classes take no type parameter at run time
@@ -71,6 +71,29 @@ class ApprovalRequestAdmin(ReadOnly, RequestModelAdmin):
         }
         return super().changelist_view(request, context)
 
+    def get_urls(self) -> list[URLPattern]:
+        critical = self.admin_site.admin_view(self.critical_view)
+        return [path("critical/", critical, name="approvals_approvalrequest_critical"), *super().get_urls()]
+
+    def critical_view(self, request: HttpRequest) -> HttpResponse:
+        """Every critical request that waits, each with a form of its own. There is no way to sign several at once."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        if request.method == "POST":
+            row = self.get_object(request, request.POST.get("request", ""))
+            if row is None or row.tier != Tier.CRITICAL:
+                messages.error(request, "Nothing was decided: this is none of the critical requests.")
+                return HttpResponseRedirect(request.path)
+            if answer := decide(request, row, form=f"#request-{row.pk}"):
+                return answer
+        at = now()
+        page = pages.critical_page(
+            signed_in(request), at, how=second_factor.how(request, at), typed=Typed(request, "#request-{}")
+        )
+        return self.shown(
+            request, "admin/approvals/critical.html", title="Critical changes that wait for signatures", critical=page
+        )
+
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
@@ -81,49 +104,74 @@ class ApprovalRequestAdmin(ReadOnly, RequestModelAdmin):
             return HttpResponseRedirect(reverse("admin:approvals_approvalrequest_changelist"))
         if not self.has_view_permission(request, row):
             raise PermissionDenied
-        reason = sessions.typed(request)
         if request.method == "POST":
-            reason = request.POST.get("reason", "")
-            try:
-                decided = self.decide(request, row)
-            except requests.SecondFactorWanted as wanted:
-                # Led to the code and back; nothing typed is lost.
-                sessions.keep_typed(request, reason)
-                messages.warning(request, wanted.why)
-                return HttpResponseRedirect(second_factor.step_up_url(request, f"{request.path}#decide"))
-            if decided:
-                sessions.forget_typed(request)
-                return HttpResponseRedirect(reverse("admin:approvals_approvalrequest_change", args=[row.pk]))
+            if answer := decide(request, row, form="#decide"):
+                return answer
             row.refresh_from_db()
-        context = {
-            **self.admin_site.each_context(request),
-            "opts": self.opts,
-            "title": row.title,
-            "page": pages.decision_page(row, signed_in(request), now()),
-            "reason": reason,
-            **(extra_context or {}),
-        }
-        return TemplateResponse(request, "admin/approvals/decision.html", context)
+        at = now()
+        typed = sessions.typed(request, form="#decide")
+        page = pages.decision_page(row, signed_in(request), at, how=second_factor.how(request, at), typed=typed)
+        return self.shown(request, "admin/approvals/decision.html", title=row.title, page=page, **(extra_context or {}))
 
-    def decide(self, request: HttpRequest, row: ApprovalRequest) -> bool:
-        """Whether it was decided; the person is told either way."""
-        choices = {Decision.APPROVE.value: requests.approve, Decision.REJECT.value: requests.reject}
-        choice = choices.get(request.POST.get("decision", ""))
-        if choice is None:
-            messages.error(request, "Nothing was decided: choose Approve or Reject.")
-            return False
-        try:
-            after = choice(
-                row,
-                person=signed_in(request),
-                how=second_factor.how(request, now()),
-                reason=request.POST.get("reason", ""),
-                seen=request.POST.get("fingerprint", ""),
-            )
-        except requests.SecondFactorWanted:
-            raise
-        except requests.Refused as refused:
-            messages.error(request, f"Not recorded. {refused.why}")
-            return False
-        messages.success(request, f"Your decision is recorded. The request is {after.state}.")
-        return True
+    def shown(self, request: HttpRequest, template: str, **context: Any) -> HttpResponse:
+        return TemplateResponse(
+            request, template, {**self.admin_site.each_context(request), "opts": self.opts, **context}
+        )
+
+
+class Typed(dict[int, str]):
+    """What was typed in the form of each request on one page; looked up in the session when it is asked for."""
+
+    def __init__(self, request: HttpRequest, form: str) -> None:
+        super().__init__()
+        self.request, self.form = request, form
+
+    def get(self, pk: int, default: str = "") -> str:  # type: ignore[override]
+        return sessions.typed(self.request, form=self.form.format(pk)) or default
+
+
+DECIDE = {
+    "approve": requests.approve,
+    "reject": requests.reject,
+    "ask-for-changes": requests.ask_for_changes,
+    "revoke": requests.revoke,
+    "comment": requests.comment,
+}
+
+
+def decide(request: HttpRequest, row: ApprovalRequest, *, form: str) -> HttpResponse | None:
+    """Where to go now that it is decided; None when it was not, and then what was typed is kept. Told either way."""
+    chosen, reason = request.POST.get("decision", ""), request.POST.get("reason", "")
+    act = DECIDE.get(chosen)
+    if act is None:
+        messages.error(request, "Nothing was decided: choose one of the buttons.")
+        return None
+    more = {"on_behalf_of": whose_right(request)} if chosen == "approve" else {}
+    try:
+        after = act(
+            row,
+            person=signed_in(request),
+            how=second_factor.how(request, now()),
+            reason=reason,
+            seen=request.POST.get("fingerprint") if chosen != "comment" else None,
+            **more,
+        )
+    except requests.SecondFactorWanted as wanted:
+        # Led to the code and back; nothing typed is lost.
+        sessions.keep_typed(request, reason, form=form)
+        messages.warning(request, wanted.why)
+        return HttpResponseRedirect(second_factor.step_up_url(request, f"{request.path}{form}"))
+    except requests.Refused as refused:
+        sessions.keep_typed(request, reason, form=form)
+        messages.error(request, f"Not recorded. {refused.why}")
+        return None
+    sessions.forget_typed(request, form=form)
+    told = "Your decision is recorded" if chosen != "comment" else "Your comment is recorded"
+    messages.success(request, f"{told}. The request is {pages.STATES[RequestState(after.state)]}.")
+    return HttpResponseRedirect(f"{request.path}{form if form != '#decide' else ''}")
+
+
+def whose_right(request: HttpRequest) -> int | None:
+    """The id of the person whose right is to be used; None lets the policy choose, one's own right first."""
+    given = request.POST.get("as", "")
+    return int(given) if given.isdecimal() and len(given) < 19 else None

@@ -139,6 +139,11 @@ class Signature(models.Model):
     def __str__(self) -> str:
         return f"{self.person} {self.decision}"
 
+    @property
+    def did(self) -> str:
+        """In words, after the person's name."""
+        return {"approve": "approved", "reject": "rejected", "ask-for-changes": "asked for changes"}[self.decision]
+
 
 class Comment(models.Model):
     """What somebody said about a request without deciding anything."""
