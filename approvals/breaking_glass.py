@@ -42,6 +42,8 @@ MOVES: Mapping[BreakGlass.State, frozenset[BreakGlass.State]] = {
 
 # Called in the transaction of a confirmation, for what has to follow: higher apps have it reviewed.
 on_broken_glass: list[Callable[[BreakGlass], None]] = []
+# Called in the transaction of a review.
+on_reviewed: list[Callable[[BreakGlass], None]] = []
 
 
 class Action(StrEnum):
@@ -213,6 +215,8 @@ def review(glass: BreakGlass, *, person: User, notes: str, at: dt.datetime) -> B
             raise Refused(why)
         one.reviewed_by, one.reviewed_at, one.notes = person, at, notes.strip()
         one.save(update_fields=["reviewed_by", "reviewed_at", "notes"])
+        for follow in on_reviewed:
+            follow(one)
         record(one, Action.REVIEWED, actor=person, because=one.notes, was=one.state)
         return one
 

@@ -17,8 +17,6 @@ from approvals.recurrence import BadWindow, Window
 LONGEST = timedelta(days=62)  # over the holidays and the end of the year, with room
 # Looking further for the end of a hold tells nobody anything: "more than a year" is said instead.
 HORIZON = timedelta(days=400)
-# The default: a fix that cannot wait for the end of a freeze takes two people (see breaking_glass).
-RELIABILITY_FIXES_PASS = False
 
 
 class Kind(StrEnum):
@@ -64,7 +62,7 @@ def held(
     scope: str = "",
     is_reliability_fix: bool = False,
     is_rollback: bool = False,
-    fixes_pass: bool = RELIABILITY_FIXES_PASS,
+    fixes_pass: bool = False,
 ) -> Hold | None:
     """What keeps a rollout of `scope` from starting `at` that moment; None when nothing does.
 

@@ -106,7 +106,6 @@ class Override(Part):
     reason_from: Tier | None = None
     second_factor_from: Tier | None = None
     reliability_fixes_pass_freezes: bool | None = None
-    rollbacks_pass_freezes: bool | None = None
 
 
 class Document(Part):
@@ -117,7 +116,6 @@ class Document(Part):
     reason_from: Tier  # an approval from this tier on needs a written reason; a rejection always does
     second_factor_from: Tier  # an approval from this tier on needs a fresh second factor
     reliability_fixes_pass_freezes: bool
-    rollbacks_pass_freezes: bool
     services: dict[Annotated[str, Field(min_length=1, max_length=100)], Override] = {}
 
     def of(self, service: str) -> Document:
@@ -200,8 +198,7 @@ DEFAULT = Document(
     },
     reason_from=Tier.HIGH,
     second_factor_from=Tier.HIGH,
-    reliability_fixes_pass_freezes=True,
-    rollbacks_pass_freezes=True,
+    reliability_fixes_pass_freezes=False,
 )
 # What no document may fall below, whoever signs it.
 _SENIOR = (ANYBODY_SENIOR,)
@@ -217,7 +214,6 @@ FLOOR = Document(
     reason_from=Tier.HIGH,
     second_factor_from=Tier.HIGH,
     reliability_fixes_pass_freezes=True,
-    rollbacks_pass_freezes=True,
 )
 
 
@@ -266,7 +262,7 @@ def weaker(document: Document, than: Document, *, prefix: str = "") -> Iterator[
         mine, theirs = getattr(document, name), getattr(than, name)
         if not theirs.at_least(mine):
             yield Mistake(f"{prefix}{name}", f"{mine} begins later than {theirs}", f"write {theirs} or lower")
-    for name in ("reliability_fixes_pass_freezes", "rollbacks_pass_freezes"):
+    for name in ("reliability_fixes_pass_freezes",):
         if getattr(document, name) and not getattr(than, name):
             yield Mistake(f"{prefix}{name}", "true lets through what false holds back", "write false")
 

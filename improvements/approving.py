@@ -116,7 +116,8 @@ def concern_of(improvement: Improvement, paths: Sequence[str]) -> policy.Subject
     """What the policy asks about an improvement beside its tier; `paths` is what its patch touches, if there is one."""
     finding = improvement.finding
     change = categories.ChangeFacts(finding.kind if finding else "", improvement.author, paths)
-    return policy.Subject(categories.of(change), improvement.service.name)
+    is_fix = reliability.is_fix(finding.kind if finding else "")
+    return policy.Subject(categories.of(change), improvement.service.name, is_reliability_fix=is_fix)
 
 
 def forecast(improvement_id: int) -> subjects.Forecast:

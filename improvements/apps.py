@@ -7,7 +7,9 @@ class ImprovementsConfig(AppConfig):
     def ready(self) -> None:
         from approvals import subjects
         from improvements import approving, deciding, exporting
+        from improvements.governance import emergencies
         from monitoring.exporting import register
 
         subjects.register("improvement", decided=deciding.wake, describe=deciding.describe, forecast=approving.forecast)
         register("rollouts", exporting.rollouts)
+        emergencies.watch()

@@ -77,7 +77,7 @@ def signatures(reader: Reader, facts: Facts) -> Section | None:
     """Requests that this reader may sign, the first to expire first."""
     if not reader.may("approvals.view_approvalrequest"):
         return None
-    awaiting = requests.awaiting(reader.user, facts.at)
+    awaiting = [one.id for one in requests.awaiting(reader.user, facts.at)]
     rows = ApprovalRequest.objects.defer("facts").in_bulk(awaiting[:MOST_LINES])
     return Section(
         "Awaiting your signature",

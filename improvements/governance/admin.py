@@ -17,7 +17,7 @@ from django.utils.timezone import now
 from approvals.admin.parts import STYLES, signed_in
 from approvals.readonly import ReadOnly
 from improvements.cadence import local_day
-from improvements.governance import escalation, pages, reviewing
+from improvements.governance import emergencies, escalation, pages, reviewing
 from improvements.models import Review
 
 if TYPE_CHECKING:  # Django's classes take no type parameter at run time
@@ -106,7 +106,7 @@ class ReviewAdmin(ReadOnly, ReviewModelAdmin):
         notes = request.POST.get("notes", "")
         if request.method == "POST":
             try:
-                reviewing.sign_off(review, person=signed_in(request), notes=notes, at=now())
+                emergencies.sign_off(review, person=signed_in(request), notes=notes, at=now())
             except reviewing.Refused as refused:
                 messages.error(request, f"Not signed off. {refused}")
                 review.refresh_from_db()

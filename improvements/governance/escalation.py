@@ -72,7 +72,8 @@ class Paths:
 
 def paths() -> Paths:
     """Who is asked now, and where nobody is."""
-    people = {path.role: tuple(roles.holders([path.role])) for path in PATHS}
+    known = [one for one in roles.everybody().values() if one.may_count]
+    people = {path.role: tuple(sorted(one.name for one in known if path.role in one.roles)) for path in PATHS}
     standing = tuple(Standing(path, people[path.role]) for path in PATHS)
     steps = tuple(
         f"{step}{'' if step.service is None else f' for {step.service}'}"

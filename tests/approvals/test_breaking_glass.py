@@ -92,10 +92,8 @@ PROGRAM = How(Channel.PROGRAM, 1.0)
     ],
 )  # fmt: skip
 def test_refuses_by_rule(who: Any, facts: Any, how: How | None, service_account: bool, why: str) -> None:
-    said = refusal(
-        dataclasses.replace(SOMEBODY, **who), dataclasses.replace(ASKED, **facts), how=how,
-        is_service_account=service_account,
-    )  # fmt: skip
+    somebody = dataclasses.replace(SOMEBODY, is_service_account=service_account, **who)
+    said = refusal(somebody, dataclasses.replace(ASKED, **facts), how=how)
     assert why in said
     assert bool(said) is bool(why)
 
@@ -263,7 +261,10 @@ def test_tells_everybody_with_a_role_at_both_moments(
     PersonSettings.objects.create(user=person("robot", Role.ON_CALL), is_service_account=True)
     glass = broken(ask(subject=SHOP), bob, erin)
     everybody = {"alice", "bob", "erin"}
-    assert told == [(f"break_glass.opened {glass.pk}", everybody), (f"break_glass.confirmed {glass.pk}", everybody)]
+    assert [one for one in told if "glass" in one[0]] == [
+        (f"break_glass.opened {glass.pk}", everybody),
+        (f"break_glass.confirmed {glass.pk}", everybody),
+    ]
 
 
 def test_has_what_follows_done_in_the_transaction_of_the_confirmation(

@@ -10,6 +10,7 @@ from django.conf import settings
 from django.contrib.auth.models import Group, User
 from django.test import Client
 from django.urls import reverse
+from django_celery_beat.models import IntervalSchedule
 
 from approvals import audit, configuration
 from approvals.models import AuditEntry
@@ -35,25 +36,37 @@ def test_notes_settings_when_they_changed_since_the_last_start() -> None:
     assert settings.SECRET_KEY not in str(configuration.told("SECRET_KEY", settings.SECRET_KEY))
 
 
-def test_notes_what_is_changed_on_djangos_own_pages(client: Client, mallory: User) -> None:
+def test_notes_what_is_changed_on_pages_that_record_nothing_themselves(client: Client, mallory: User) -> None:
+    client.force_login(mallory)
+    tasks = {"periodictask_set-TOTAL_FORMS": "0", "periodictask_set-INITIAL_FORMS": "0"}
+    form = {"every": "5", "period": "seconds", **tasks}
+    client.post(reverse("admin:django_celery_beat_intervalschedule_add"), form)
+    row = IntervalSchedule.objects.get(every=5)
+    client.post(reverse("admin:django_celery_beat_intervalschedule_change", args=[row.pk]), {**form, "every": "6"})
+    client.post(reverse("admin:django_celery_beat_intervalschedule_delete", args=[row.pk]), {"post": "yes"})
+    told = AuditEntry.objects.filter(subject_kind="django_celery_beat.intervalschedule").order_by("sequence")
+    assert [entry.action for entry in told] == ["admin.added", "admin.changed", "admin.deleted"]
+    assert {entry.actor for entry in told} == {"mallory"}
+    assert all(entry.origin.startswith("address:") for entry in told)
+
+
+def test_notes_once_what_a_page_records_itself(client: Client, mallory: User) -> None:
     client.force_login(mallory)
     client.post(reverse("admin:auth_group_add"), {"name": "Auditors"})
     group = Group.objects.get(name="Auditors")
     client.post(reverse("admin:auth_group_change", args=[group.pk]), {"name": "Examiners"})
     client.post(reverse("admin:auth_group_delete", args=[group.pk]), {"post": "yes"})
     told = AuditEntry.objects.filter(subject_kind="auth.group").order_by("sequence")
-    assert [entry.action for entry in told] == ["admin.added", "admin.changed", "admin.deleted"]
-    assert {entry.actor for entry in told} == {"mallory"}
-    assert all(entry.origin.startswith("address:") for entry in told)
+    assert [entry.action for entry in told] == ["group.created", "group.changed", "group.deleted"]
 
 
 def test_notes_each_of_many_that_are_deleted_at_once(client: Client, mallory: User) -> None:
     client.force_login(mallory)
-    groups = [Group.objects.create(name=f"group {number}") for number in range(3)]
-    chosen = {"action": "delete_selected", "_selected_action": [group.pk for group in groups], "post": "yes"}
-    client.post(reverse("admin:auth_group_changelist"), chosen)
-    told = AuditEntry.objects.filter(action="admin.deleted", actor="mallory").values_list("subject", flat=True)
-    assert sorted(told) == ["group 0", "group 1", "group 2"]
+    rows = [IntervalSchedule.objects.create(every=number, period="days") for number in (71, 72, 73)]
+    chosen = {"action": "delete_selected", "_selected_action": [row.pk for row in rows], "post": "yes"}
+    client.post(reverse("admin:django_celery_beat_intervalschedule_changelist"), chosen)
+    told = AuditEntry.objects.filter(action="admin.deleted", actor="mallory").values_list("subject_id", flat=True)
+    assert sorted(told) == sorted(str(row.pk) for row in rows)
 
 
 def test_notes_who_reads_the_log_once_in_ten_minutes(client: Client, carol: User, dave: User) -> None:

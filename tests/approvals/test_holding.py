@@ -9,11 +9,11 @@ import pytest
 from django.contrib.auth.models import User
 from django.utils.timezone import now
 
-from approvals import freezing, holding, requests
+from approvals import holding, requests, rulebook, terms
 from approvals.freezing import Hold, Kind
 from approvals.holding import Finding
 from approvals.models import ApprovalRequest, AuditEntry, FreezeWindow
-from approvals.policy import Tier
+from approvals.policy import Terms, Tier
 from approvals.requests import StandingState
 from approvals.subjects import SubjectRef
 from tests.approvals.test_requests import PRINT, ask
@@ -170,7 +170,10 @@ def test_says_when_a_window_is_in_force_next() -> None:
     assert holding.in_words(one, at) == "switched off"
 
 
-def test_has_the_policy_decide_whether_fixes_pass_a_freeze() -> None:
-    assert freezing.RELIABILITY_FIXES_PASS is False
+def test_has_the_policy_decide_whether_fixes_pass_a_freeze(monkeypatch: pytest.MonkeyPatch) -> None:
     window().save()
     assert holding.hold("shop", now(), is_reliability_fix=True) is not None
+    lenient = rulebook.DEFAULT.model_copy(update={"reliability_fixes_pass_freezes": True})
+    monkeypatch.setattr(terms, "in_force", lambda: Terms(lenient, 1))
+    assert holding.hold("shop", now(), is_reliability_fix=True) is None
+    assert holding.hold("shop", now(), is_reliability_fix=False) is not None

@@ -11,7 +11,7 @@ from django.test import Client
 from django.utils.timezone import now
 from pytest_django import DjangoAssertNumQueries
 
-from approvals import breaking_glass, holding, requests
+from approvals import breaking_glass, requests, scopes
 from approvals.models import AuditEntry, BreakGlass, FreezeWindow
 from approvals.policy import Tier
 from tests.approvals.test_breaking_glass import SHOP, broken, elapse, open_glass, told
@@ -73,7 +73,7 @@ def test_says_what_is_wrong_with_a_window(erin: User) -> None:
 
 
 def test_adds_a_window_for_a_known_service(monkeypatch: pytest.MonkeyPatch, erin: User) -> None:
-    monkeypatch.setattr(holding, "_scopes", [lambda: ["shop"]])
+    monkeypatch.setattr(scopes, "_KNOWN", [lambda: ["shop"]])
     assert signed_in(erin).post(f"{WINDOWS}add/", {**YEAR_END, "scope": "shop"}).status_code == 302
     assert FreezeWindow.objects.get().scope == "shop"
     assert AuditEntry.objects.get(action="freezewindow.added").actor == "erin"

@@ -299,7 +299,8 @@ def test_gives_no_role_a_way_to_rights_of_others(role: Role) -> None:
     beyond = granted.filter(content_type__app_label__in=["approvals", "auth", "admin", "sessions", "contenttypes"])
     beyond = beyond.exclude(content_type__app_label="approvals", codename__startswith="view_")
     naming = {"add_teammember", "delete_teammember"} if role is Role.CTO else set()
-    operating = {"add_workinghours", "change_workinghours", "delete_workinghours"} if role is not Role.VIEWER else set()
+    hours = {"add_workinghours", "change_workinghours", "delete_workinghours"}
+    operating = hours | {"add_freezewindow", "change_freezewindow"} if role is not Role.VIEWER else set()
     assert set(beyond.values_list("codename", flat=True)) == naming | operating
 
 

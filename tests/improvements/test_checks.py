@@ -75,7 +75,7 @@ def test_compares_two_runs(
 def test_a_suite_that_hangs_with_the_patch_fails(sides: tuple[Path, Path], tmp_path: Path) -> None:
     hanging = {**GOOD, "test_it.py": "import time\n\ndef test_a():\n    time.sleep(60)\n"}
     outcome = compare_tests(
-        fill(sides[0], GOOD), fill(sides[1], hanging), manifest(), {}, tmp_path / "s", timeout_seconds=5
+        fill(sides[0], GOOD), fill(sides[1], hanging), manifest(), {}, tmp_path / "s", timeout_seconds=12
     )
     assert outcome.verdict is Verdict.FAIL
     assert "do not end in time" in outcome.reason

@@ -72,7 +72,7 @@ REFUSED = [
     ({"categories__data__at_last": "high"}, "categories.data.at_last", "not known", "'at_least'"),
     ({"tiers__low__remind_after_hours": 0}, "tiers.low.remind_after_hours", "greater than 0", "above 0"),
     ({"tiers__low__remind_after_hours": "soon"}, "tiers.low.remind_after_hours", "number", "hours"),
-    ({"rollbacks_pass_freezes": "perhaps"}, "rollbacks_pass_freezes", "boolean", "true or false"),
+    ({"reliability_fixes_pass_freezes": "perhaps"}, "reliability_fixes_pass_freezes", "boolean", "true or false"),
     # A service: only stricter than the rest.
     (
         {"services__realm": {"tiers": {"high": {"people": [["lead"]]}}}},
@@ -100,10 +100,6 @@ REFUSED = [
     ),
     ({"services__realm": {"reason_from": "critical"}}, "services.realm.reason_from", "later", "high"),
     ({"services__realm": {"second_factor_from": "critical"}}, "services.realm.second_factor_from", "later", "high"),
-    (
-        {"rollbacks_pass_freezes": False, "services__realm": {"rollbacks_pass_freezes": True}},
-        "services.realm.rollbacks_pass_freezes", "lets through", "false",
-    ),
     (
         {"reliability_fixes_pass_freezes": False, "services__realm": {"reliability_fixes_pass_freezes": True}},
         "services.realm.reliability_fixes_pass_freezes", "lets through", "false",
@@ -146,11 +142,15 @@ STRICTER = [
     {"tiers__high__people": [["cto"], ["architecture"]]},
     {"tiers__medium__people": [["lead"]]},
     {"reason_from": "low", "second_factor_from": "medium"},
-    {"reliability_fixes_pass_freezes": False, "rollbacks_pass_freezes": False},
     {"categories__infrastructure": {"at_least": "high"}},
     {"tiers__high__expire_after_hours": 16.5},
     {"services__realm": {"tiers": {"medium": {"people": [["lead"], ["lead"]]}}, "second_factor_from": "low"}},
-    {"services__realm": {"categories": {"performance": {"at_least": "medium"}}, "rollbacks_pass_freezes": False}},
+    {
+        "services__realm": {
+            "categories": {"performance": {"at_least": "medium"}},
+            "reliability_fixes_pass_freezes": False,
+        }
+    },
 ]
 
 
@@ -183,7 +183,9 @@ def test_has_one_digest_for_one_meaning() -> None:
 
 def test_says_what_changes_in_words() -> None:
     new = parse(
-        changed(tiers__high__people=[["architecture"], ["lead"]], services__realm={"rollbacks_pass_freezes": False})
+        changed(
+            tiers__high__people=[["architecture"], ["lead"]], services__realm={"reliability_fixes_pass_freezes": False}
+        )
     )
     assert [(one.field, one.was, one.became) for one in differences(DEFAULT, new)] == [
         (
@@ -191,10 +193,10 @@ def test_says_what_changes_in_words() -> None:
             "one signature of the architecture team",
             "two different people: the architecture team, and a lead developer",
         ),
-        ("services.realm.rollbacks_pass_freezes", "", "no"),
+        ("services.realm.reliability_fixes_pass_freezes", "", "no"),
     ]
     told = rulebook.unified(DEFAULT.as_text().splitlines(), new.as_text().splitlines())
-    assert '+      "rollbacks_pass_freezes": false' in told
+    assert '+      "reliability_fixes_pass_freezes": false' in told
 
 
 SLOTS: list[Slot] = [CTO, ARCHITECT, LEAD, ANYBODY_SENIOR, frozenset({Role.ARCHITECTURE, Role.LEAD})]
