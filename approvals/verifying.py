@@ -10,8 +10,8 @@ from django.contrib.auth.models import User
 from django.db import transaction
 from django.utils.timezone import now
 
-from approvals import audit, chain, statements
-from approvals.models.audit import AuditEntry
+from approvals import audit, chain, checkpoints, statements
+from approvals.models.audit import AuditEntry, AuditHead
 
 ACTION = "audit.verified"
 
@@ -88,3 +88,41 @@ def _tell(
 def last() -> AuditEntry | None:
     """The entry of the last verification."""
     return AuditEntry.objects.filter(action=ACTION).order_by("-sequence").first()
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How the log stands, for a page. `problem` says why the checkpoints can't be read; empty when they can."""
+
+    verified: AuditEntry | None
+    is_good: bool
+    entries: int
+    checkpoints: int
+    covered: int
+    uncovered: int
+    waiting_seconds: float
+    public: str
+    problem: str
+
+
+def standing(at: dt.datetime) -> Standing:
+    """What is known without walking the log."""
+    verified = last()
+    entries = AuditHead.objects.values_list("sequence", flat=True).filter(pk=1).first() or 0
+    good = verified is not None and verified.outcome == audit.Outcome.OK
+    try:
+        known, waiting = statements.read(), checkpoints.uncovered()
+    except statements.StatementsUnusable as error:
+        return Standing(verified, good, entries, 0, 0, entries, 0.0, "", str(error))
+    newest = known.last_checkpoint
+    return Standing(
+        verified=verified,
+        is_good=good and known.fault is None,
+        entries=entries,
+        checkpoints=len(known.marks),
+        covered=newest["sequence"] if newest else 0,
+        uncovered=waiting.entries,
+        waiting_seconds=waiting.age_seconds(at),
+        public=known.all[0]["public"] if known.all else "",
+        problem=str(known.fault or ""),
+    )

@@ -6,6 +6,7 @@ import logging
 from datetime import datetime
 
 from django.conf import settings
+from django.contrib.auth.models import User
 
 from approvals import checkpoints, statements, verifying
 from monitoring import notifying
@@ -18,10 +19,10 @@ URL = "/admin/approvals/auditentry/"
 LATE = 3  # times AUDIT_CHECKPOINT_MINUTES: then it is no longer a worker that was busy
 
 
-def verify_log(at: datetime) -> bool:
+def verify_log(at: datetime, *, actor: User | None = None) -> bool:
     """Verify the audit log and page on-call about what is wrong with it. Whether it is good."""
     try:
-        found = verifying.verify_and_tell()
+        found = verifying.verify_and_tell(actor=actor)
     except statements.StatementsUnusable as error:
         _page(WRONG, "The audit log can't be verified", str(error), at)
         return False

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from django.contrib import admin
+from celery import current_app
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
 from django.core.paginator import Page, Paginator
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse
-from django.urls import NoReverseMatch, reverse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import NoReverseMatch, URLPattern, path, reverse
 from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.timezone import now
 
-from approvals import audit
-from approvals.admin.parts import STYLES, as_text
+from approvals import audit, verifying
+from approvals.admin.parts import STYLES, as_text, signed_in
 from approvals.models import AuditEntry, AuditHead, AuditTombstone
 from approvals.models.audit import AuditEntryQuerySet
 from approvals.readonly import ReadOnly
@@ -99,6 +103,7 @@ class AuditEntryAdmin(ReadOnly, EntryModelAdmin):
     sortable_by = ()
     show_full_result_count = False
     paginator = LogPaginator
+    change_list_template = "admin/approvals/auditentry/list.html"
     fieldsets = [
         (None, {"fields": ["sequence", "at", "actor", "on_behalf_of", "action", "outcome", "about", "because"]}),
         ("Where from", {"fields": ["origin", "together"]}),
@@ -128,6 +133,29 @@ class AuditEntryAdmin(ReadOnly, EntryModelAdmin):
         if answer.status_code == 200 and (entry := self.get_object(request, object_id)):
             audit.record_read(request.user, entry=entry)
         return answer
+
+    def get_urls(self) -> list[URLPattern]:
+        verifying_view = self.admin_site.admin_view(self.verifying_view)
+        return [path("verify/", verifying_view, name="approvals_auditentry_verify"), *super().get_urls()]
+
+    def verifying_view(self, request: HttpRequest) -> HttpResponse:
+        """How the log stands: the last verification, what vouches for it, and a button that asks for another."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        if request.method == "POST":
+            # By name: the task is of a higher app, which tells on-call when the log is not good.
+            current_app.send_task("monitoring.tasks.verify_audit", kwargs={"asked_by": signed_in(request).pk})
+            messages.success(
+                request, "A worker verifies the whole log now. This page shows the result when it is there."
+            )
+            return HttpResponseRedirect(request.path)
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": "Is the audit log what was written?",
+            "standing": verifying.standing(now()),
+        }
+        return TemplateResponse(request, "admin/approvals/auditentry/verify.html", context)
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[AuditEntry], search_term: str

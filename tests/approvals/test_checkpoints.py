@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import io
 import json
@@ -11,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import current_app
 from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
 from django.db import transaction
+from django.test import Client
 from django.utils.timezone import now
 
 from approvals import audit, bundling, chain, checkpoints, statements, verifying
 from approvals.models import AuditEntry
-from monitoring import exporting, guarding
+from monitoring import exporting, guarding, tasks
 from monitoring.models import Page, Service
 from tests.audit_log import write
 
@@ -221,3 +224,48 @@ def test_exports_by_time_and_refuses_what_is_not_there(tmp_path: Path) -> None:
     assert (manifest["first"], manifest["last"]) == (1, 4)
     assert chain.verify_folder(tmp_path / "b").fault is None
     assert run_alone(tmp_path, cwd=tmp_path).returncode == 2
+
+
+# --- The page ----------------------------------------------------------------------------------------------------
+
+VERIFY = "/admin/approvals/auditentry/verify/"
+
+
+def test_is_verified_from_a_page_by_a_worker(client: Client, carol: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    def run(name: str, kwargs: Any) -> None:  # what a worker does with the message
+        asked.append((name, kwargs))
+        tasks.verify_audit(**kwargs)
+
+    monkeypatch.setattr(current_app, "send_task", run)
+    client.force_login(carol)
+    assert "Nobody has verified this log yet" in client.get(VERIFY).content.decode()
+    write(3)
+    checkpoints.write(AT)
+    shown = client.post(VERIFY, follow=True).content.decode()
+    assert asked == [("monitoring.tasks.verify_audit", {"asked_by": carol.pk})]
+    entry = AuditEntry.objects.get(action="audit.verified")
+    assert (entry.actor, entry.outcome) == ("carol", "ok")
+    assert "as written" in shown
+    assert "asked for by carol" in shown
+    assert statements.read().all[0]["public"] in shown
+
+
+def test_says_on_the_page_when_the_log_or_its_checkpoints_are_bad(client: Client, carol: User) -> None:
+    client.force_login(carol)
+    write(3)
+    checkpoints.write(AT)
+    path = the_file()
+    path.write_text(path.read_text().replace('"count":3', '"count":2'))
+    with contextlib.suppress(statements.StatementsUnusable):
+        verifying.verify_and_tell(actor=carol)
+    shown = client.get(VERIFY).content.decode()
+    assert "NOT as written" in shown
+    assert 'class="worries"' in shown
+
+
+def test_shows_the_page_to_nobody_without_the_right(client: Client) -> None:
+    client.force_login(User.objects.create(username="guest", is_staff=True))
+    assert client.get(VERIFY).status_code == 403
+    assert client.post(VERIFY).status_code == 403
