@@ -318,6 +318,15 @@ def asks_of(row: ApprovalRequest) -> Any:
     return row.signatures.standing().filter(decision=Decision.ASK_FOR_CHANGES)
 
 
+def asked_changes(kind: str, subject_id: int) -> list[Signature]:
+    """What people ask to be changed about a subject now, the oldest first."""
+    asks = Signature.objects.standing().filter(
+        decision=Decision.ASK_FOR_CHANGES, request__state=RequestState.CHANGES_ASKED
+    )
+    about = asks.filter(request__subject_kind=kind, request__subject_id=subject_id)
+    return list(about.select_related("person").order_by("at", "pk"))
+
+
 def nobody_asks_any_more(row: ApprovalRequest) -> bool:
     return row.state == RequestState.CHANGES_ASKED and not asks_of(row).exists()
 

@@ -9,16 +9,18 @@ from django.contrib import admin, messages
 from django.contrib.auth.models import User
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
+from approvals import requests
 from approvals.models import ApprovalRequest
 from approvals.readonly import ReadOnly
-from improvements import stopping, suggesting
+from improvements import editing, stopping, suggesting
 from improvements.digest import admin as digest_admin  # noqa: F401  (its pages)
 from improvements.governance.admin import ReviewAdmin
-from improvements.models import IllegalMove, Improvement, LostRace, Release, Rollout
+from improvements.models import IllegalMove, Improvement, LostRace, Release, Rollout, State
 from improvements.showing import page_of
 
 __all__ = ["ImprovementAdmin", "ReleaseAdmin", "ReviewAdmin", "RolloutAdmin"]
@@ -55,6 +57,7 @@ class ImprovementAdmin(MachineWritten):
         return [
             path("<int:pk>/begin/", view(self.begin), name="improvements_improvement_begin"),
             path("<int:pk>/stop/", view(self.stop), name="improvements_improvement_stop"),
+            path("<int:pk>/edit/", view(self.edit), name="improvements_improvement_edit"),
             path("<int:pk>/retry/", view(self.retry), name="improvements_improvement_retry"),
             *super().get_urls(),
         ]
@@ -102,6 +105,37 @@ class ImprovementAdmin(MachineWritten):
             return "The rollback is tried again."
 
         return self._act(request, pk, act)
+
+    def edit(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Give a patch of one's own in place of the author's; what was typed stays when it can't be taken."""
+        back = HttpResponseRedirect(reverse("admin:improvements_improvement_change", args=[pk]))
+        improvement, actor = Improvement.objects.filter(pk=pk).select_related("service").first(), request.user
+        if improvement is None or not isinstance(actor, User) or not actor.has_perm("improvements.change_improvement"):
+            messages.error(request, "There is no such improvement, or you may look at improvements and not edit them.")
+            return back
+        patch, because = improvement.diff, ""
+        if request.method == "POST":
+            # A form sends lines as browsers do; a patch has its own.
+            patch = request.POST.get("diff", "").replace("\r\n", "\n")
+            because = request.POST.get("because", "")
+            try:
+                editing.edit(improvement, diff=patch, actor=actor, because=because)
+            except (editing.CannotEdit, LostRace) as refused:
+                messages.error(request, f"Not taken. {refused}")
+            else:
+                messages.success(request, "Your patch is taken. It is tested, scanned and staged, and asked for anew.")
+                return back
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": f"Edit the patch: {improvement.title}",
+            "improvement": improvement,
+            "may_edit": improvement.state == State.AWAITING_APPROVAL,
+            "asks": requests.asked_changes("improvement", pk),
+            "diff": patch,
+            "because": because,
+        }
+        return TemplateResponse(request, "admin/improvements/improvement/edit.html", context)
 
     def _act(self, request: HttpRequest, pk: int, act: Callable[[Improvement, User, str], str]) -> HttpResponse:
         back = HttpResponseRedirect(reverse("admin:improvements_improvement_change", args=[pk]))

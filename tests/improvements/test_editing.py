@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.test import Client
 from django.utils import timezone
+from django.utils.html import escape
 
 from approvals import requests
 from approvals.models import ApprovalRequest, AuditEntry, Letter
@@ -63,6 +65,30 @@ def test_goes_the_whole_way_again_with_what_a_person_wrote(shop: Shop, bob: User
     assert outcome.evidence[0].content["places"] == {"app.py": [0]}
     entry = AuditEntry.objects.get(action="improvement.edited")
     assert (entry.actor, entry.because) == ("bob", "smaller, as carol asked")
+
+
+def test_is_edited_on_a_page_that_loses_nothing(shop: Shop, bob: User, carol: User, client: Client) -> None:
+    shop.propose(**HIGH)
+    shop.tick()
+    request = ApprovalRequest.objects.get()
+    requests.ask_for_changes(request, person=carol, how=FRESH, reason="Make it <smaller>.")
+    page = f"/admin/improvements/improvement/{shop.improvement.pk}/edit/"
+    client.force_login(bob)
+    shown = client.get(page).content.decode()
+    assert "Make it &lt;smaller&gt;." in shown
+    assert escape(shop.improvement.diff.splitlines()[0]) in shown
+    broken = EDITED.replace("-price = 1", "-price = 2").replace("\n", "\r\n")
+    refused = client.post(page, {"diff": broken, "because": "smaller"}).content.decode()
+    assert "Not taken. The patch can&#x27;t be applied" in refused
+    assert "-price = 2" in refused
+    sent = {"diff": EDITED.replace("\n", "\r\n"), "because": "smaller"}
+    assert "Your patch is taken." in client.post(page, sent, follow=True).content.decode()
+    shop.reload()
+    assert shop.improvement.state == State.AUTHORING
+    assert "this is" in client.get(page).content.decode()
+    client.force_login(User.objects.create(username="guest", is_staff=True))
+    assert client.post(page, sent).status_code == 302
+    assert AuditEntry.objects.filter(action="improvement.edited").count() == 1
 
 
 def test_tells_the_signers_and_lets_nobody_sign_their_own_edit(shop: Shop, carol: User) -> None:
