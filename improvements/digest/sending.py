@@ -3,7 +3,7 @@
 Who gets one is written down first, one row for a week and reader: that is a constraint. A row is claimed by a lease in
 one transaction, the mail is sent outside of any, and the result is recorded in another if the lease is still ours. A
 worker that dies between the server's yes and the record costs the same mail once more, under the same Message-ID and
-date (docs/decisions/012-a-digest-is-sent-at-least-once.md).
+date (docs/decisions/009-a-digest-is-sent-at-least-once.md).
 """
 
 from __future__ import annotations
