@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,9 +161,12 @@ class CriticalPage:
 
 
 def critical_page(
-    viewer: User, at: dt.datetime, *, how: How | None = None, typed: Mapping[int, str] | None = None
+    viewer: User, at: dt.datetime, *, how: How | None = None, typed: Callable[[int], str] = lambda _: ""
 ) -> CriticalPage:
-    """The critical requests that wait for somebody, the most urgent first, as `viewer` sees them now."""
+    """The critical requests that wait for somebody, the most urgent first, as `viewer` sees them now.
+
+    `typed` tells what was written already about the request of that id.
+    """
     rows = (
         ApprovalRequest.objects.pending()
         .filter(tier=Tier.CRITICAL, expires_at__gt=at)
@@ -172,9 +175,7 @@ def critical_page(
         .order_by("expires_at", "pk")
     )
     count = rows.count()
-    shown = [
-        decision_page(row, viewer, at, how=how, typed=(typed or {}).get(row.pk, "")) for row in rows[:MOST_AT_ONCE]
-    ]
+    shown = [decision_page(row, viewer, at, how=how, typed=typed(row.pk)) for row in rows[:MOST_AT_ONCE]]
     wanted = sum(not page.may.approve for page in shown)
     where = len({page.request.scope for page in shown})
     summary = (

@@ -88,7 +88,10 @@ class ApprovalRequestAdmin(ReadOnly, RequestModelAdmin):
                 return answer
         at = now()
         page = pages.critical_page(
-            signed_in(request), at, how=second_factor.how(request, at), typed=Typed(request, "#request-{}")
+            signed_in(request),
+            at,
+            how=second_factor.how(request, at),
+            typed=lambda pk: sessions.typed(request, form=f"#request-{pk}"),
         )
         return self.shown(
             request, "admin/approvals/critical.html", title="Critical changes that wait for signatures", critical=page
@@ -117,17 +120,6 @@ class ApprovalRequestAdmin(ReadOnly, RequestModelAdmin):
         return TemplateResponse(
             request, template, {**self.admin_site.each_context(request), "opts": self.opts, **context}
         )
-
-
-class Typed(dict[int, str]):
-    """What was typed in the form of each request on one page; looked up in the session when it is asked for."""
-
-    def __init__(self, request: HttpRequest, form: str) -> None:
-        super().__init__()
-        self.request, self.form = request, form
-
-    def get(self, pk: int, default: str = "") -> str:  # type: ignore[override]
-        return sessions.typed(self.request, form=self.form.format(pk)) or default
 
 
 DECIDE = {

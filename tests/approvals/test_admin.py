@@ -14,11 +14,11 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.timezone import now
 
-from approvals import audit, policy, requests, subjects
+from approvals import audit, deputies, policy, requests, subjects
 from approvals.models import ApprovalRequest, AuditEntry
-from approvals.policy import Tier
+from approvals.policy import Role, Tier
 from approvals.subjects import Description, SubjectRef
-from tests.people import FRESH, give_second_factor
+from tests.people import FRESH, give_second_factor, person
 
 pytestmark = pytest.mark.django_db
 
@@ -282,3 +282,99 @@ def test_keeps_its_query_budget_however_much_there_is(carol: User, dave: User) -
     assert after[LIST] <= 14
     assert after[LOG] <= 12
     assert after[page_of(request)] <= 18
+
+
+# --- All critical requests on one page ----------------------------------------------------------------------------
+
+CRITICAL = reverse("admin:approvals_approvalrequest_critical")
+
+
+def test_shows_every_critical_request_that_waits_and_no_other(bob: User, dave: User) -> None:
+    client = as_person(dave)
+    assert "No critical change waits" in client.get(CRITICAL).content.decode()
+    first = requests.approve(ask(1, Tier.CRITICAL), person=bob, how=FRESH, reason="sound")
+    ask(2, Tier.CRITICAL)
+    ask(3, Tier.HIGH)
+    requests.reject(ask(4, Tier.CRITICAL), person=dave, how=FRESH, reason="no")
+    page = client.get(CRITICAL).content.decode()
+    assert "2 critical requests" in page
+    assert "2 can be signed by you now" in page
+    for number, shown in [(1, True), (2, True), (3, False), (4, False)]:
+        assert (f"Prefetch guilds {number}</a>" in page) is shown
+    card = page[page.index(f'id="request-{first.pk}"') :]
+    assert "Signatures so far: 1 of 2" in card
+    assert "Missing: the CTO (dave)" in card
+    assert page.count('name="decision" value="approve"') == 2
+    assert 'type="checkbox"' not in page[page.index("content-main") :], "nothing is signed by selecting it"
+
+
+def test_signs_one_of_them_and_leaves_the_others(bob: User, dave: User) -> None:
+    first, second = ask(1, Tier.CRITICAL), ask(2, Tier.CRITICAL)
+    client = as_person(dave)
+    sent = {"request": first.pk, "decision": "approve", "reason": "sound", "fingerprint": first.fingerprint}
+    answer = client.post(CRITICAL, sent)
+    assert answer.headers["Location"] == f"{CRITICAL}#request-{first.pk}"
+    assert first.signatures.get().person == dave
+    assert not second.signatures.exists()
+    page = client.post(CRITICAL, {**sent, "request": second.pk, "reason": ""}).content.decode()
+    assert "needs a written reason" in page
+    assert not second.signatures.exists()
+    high = ask(3, Tier.HIGH)
+    refused = client.post(CRITICAL, {**sent, "request": high.pk}, follow=True).content.decode()
+    assert "none of the critical requests" in refused
+
+
+def test_asks_for_the_code_of_one_of_them_and_keeps_its_reason(dave: User) -> None:
+    client = Client()
+    client.force_login(dave)
+    first, second = ask(1, Tier.CRITICAL), ask(2, Tier.CRITICAL)
+    sent = {"request": first.pk, "decision": "approve", "reason": "I read it.", "fingerprint": first.fingerprint}
+    answer = client.post(CRITICAL, sent)
+    assert "/admin/second-factor/" in answer.headers["Location"]
+    assert f"request-{first.pk}" in answer.headers["Location"]
+    page = client.get(CRITICAL).content.decode()
+    cards = page.split('<article class="card"')
+    assert ["I read it." in card for card in cards] == [False, True, False]
+    assert second.pk > first.pk
+
+
+def test_costs_a_bounded_number_of_queries_for_each_critical_request(dave: User) -> None:
+    client = as_person(dave)
+    ask(1, Tier.CRITICAL)
+    one = queries(client, CRITICAL)
+    for number in range(2, 30):
+        ask(number, Tier.CRITICAL)
+    many = queries(client, CRITICAL)
+    assert "9 more" in client.get(CRITICAL).content.decode()
+    assert one <= 22
+    assert (many - one) / 19 <= 8
+
+
+# --- What else is decided on the decision page --------------------------------------------------------------------
+
+
+def test_asks_for_changes_takes_back_and_comments_on_the_page(carol: User) -> None:
+    request, client = ask(), as_person(carol)
+    assert "The request is changes asked for." in decide(client, request, "ask-for-changes", reason="Name it.")
+    assert "Take your signature back" in client.get(page_of(request)).content.decode()
+    assert "The request is open." in decide(client, request, "revoke", reason="It is named.")
+    shown = decide(client, request, "comment", reason="Looks <small>.")
+    assert "Your comment is recorded" in shown
+    assert "Looks &lt;small&gt;." in shown
+    assert request.comments.get().person == carol
+
+
+def test_lets_a_deputy_choose_with_whose_right(bob: User, carol: User) -> None:
+    begin = now() - dt.timedelta(hours=1)
+    person("clara", Role.ARCHITECTURE)
+    deputy = person("dora", Role.ARCHITECTURE)
+    deputies.name_deputy(
+        principal=carol, deputy=deputy, role=None, since=begin, until=now() + dt.timedelta(days=1), because="leave",
+        actor=carol,
+    )  # fmt: skip
+    request, client = ask(), as_person(deputy)
+    assert "on behalf of carol" in client.get(page_of(request)).content.decode()
+    decide(client, request, **{"as": str(carol.pk)})
+    signature = request.signatures.get()
+    assert (signature.person, signature.on_behalf_of) == (deputy, carol)
+    assert "on behalf of <strong>carol</strong>" in client.get(page_of(request)).content.decode()
