@@ -27,8 +27,7 @@ from django.conf import settings
 from django.db import transaction
 
 from analysis.models import Finding
-from approvals import audit
-from approvals.models import ApprovalRequest, AuditEntry
+from approvals.models import ApprovalRequest, AuditEntry, AuditHead
 from improvements import releasing, stopping, suggesting
 from improvements.authors import AUTHORS
 from improvements.deployers import base_url
@@ -238,7 +237,7 @@ def kill_within(improvement: Improvement, state: State) -> bool:
     The audit log is held meanwhile: no step ends without an entry there, so even the quickest is caught in its midst.
     """
     with transaction.atomic():
-        audit.locked_head()
+        AuditHead.objects.select_for_update().get(pk=1)
         running = improvement.runs.filter(state=state, ended_at=None)
         patience = time.monotonic() + 2
         while not running.exists() and time.monotonic() < patience:
