@@ -107,8 +107,10 @@ def refuse_loosening(window: FreezeWindow, was: FreezeWindow | None, others: lis
     )
     if not loosened:
         return
-    person = roles.people([actor.pk], scope=window.scope, lock=True)[actor.pk]
-    if not person.active or not person.roles & MAY_LOOSEN:
+    # Where it was and where it goes: moved to one's own service, a window of another would be gone.
+    places = {window.scope, was.scope if was else window.scope}
+    held = [roles.people([actor.pk], scope=scope, lock=True)[actor.pk] for scope in sorted(places)]
+    if not all(person.active and person.roles & MAY_LOOSEN for person in held):
         raise Refused(
             "This would let through what is held now. On-call engineers may add and lengthen freezes; to remove, "
             "shorten or move one takes a lead developer, the architecture team or the CTO."

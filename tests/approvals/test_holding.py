@@ -12,8 +12,8 @@ from django.utils.timezone import now
 from approvals import holding, requests, rulebook, terms
 from approvals.freezing import Hold, Kind
 from approvals.holding import Finding
-from approvals.models import ApprovalRequest, AuditEntry, FreezeWindow
-from approvals.policy import Terms, Tier
+from approvals.models import ApprovalRequest, AuditEntry, FreezeWindow, TeamMember
+from approvals.policy import Role, Terms, Tier
 from approvals.requests import StandingState
 from approvals.subjects import SubjectRef
 from tests.approvals.test_requests import PRINT, ask
@@ -177,3 +177,13 @@ def test_has_the_policy_decide_whether_fixes_pass_a_freeze(monkeypatch: pytest.M
     monkeypatch.setattr(terms, "in_force", lambda: Terms(lenient, 1))
     assert holding.hold("shop", now(), is_reliability_fix=True) is None
     assert holding.hold("shop", now(), is_reliability_fix=False) is not None
+
+
+def test_lets_nobody_move_the_freeze_of_another_service_to_their_own(bob: User) -> None:
+    TeamMember.objects.create(scope="shop", role=Role.LEAD, person=bob)
+    other = window(scope="realm")
+    other.save()
+    other.scope = "shop"
+    with pytest.raises(holding.Refused, match="lead developer"):
+        holding.save(other, actor=bob)
+    assert FreezeWindow.objects.get(pk=other.pk).scope == "realm"
