@@ -10,7 +10,6 @@ from django.contrib.auth.models import User
 from django.db import transaction
 
 from approvals import audit, occasion
-from approvals.models.audit import AuditEntry
 
 VERBS = {ADDITION: "admin.added", CHANGE: "admin.changed", DELETION: "admin.deleted"}
 
@@ -47,8 +46,7 @@ def _tells_deletions(row: Any) -> bool:
 
 def _is_told(row: Any) -> bool:
     """Whether this request has recorded the same already, with what was and what became."""
-    correlation = occasion.current().correlation
-    return bool(correlation) and AuditEntry.objects.about(row).filter(correlation=correlation).exists()
+    return (row._meta.label_lower, str(row.pk)) in (occasion.current().told or ())
 
 
 def watch() -> None:

@@ -84,6 +84,8 @@ def record(
     )
     details = {"was": plain(was), "became": plain(became), "data": plain(data or {})}
     _append(entry, canonical(withholding.in_values(details)).decode())
+    if around.told is not None:
+        around.told.add((kind, subject_id))
     return entry
 
 
@@ -108,13 +110,13 @@ def _append(entry: AuditEntry, details: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute(WRITE, [*values, before, after])
         entry.sequence, entry.prev_hash, entry.hash = cursor.fetchone()
-    if not any(waiting[1] is _wait_for_the_disk for waiting in connection.run_on_commit):
-        transaction.on_commit(_wait_for_the_disk)
+    if not any(waiting[1] is wait_for_the_disk for waiting in connection.run_on_commit):
+        transaction.on_commit(wait_for_the_disk)
     entry.payload = f"{before}{entry.sequence}{after}"
     entry._state.adding = False
 
 
-def _wait_for_the_disk() -> None:
+def wait_for_the_disk() -> None:
     """Return when everything committed so far is on the disk, as an ordinary commit would have.
 
     PostgreSQL lets go of locks only after its wait for the disk, so that writers of the log would wait one after the

@@ -256,6 +256,8 @@ def read_statements(lines: Iterable[str], *, pinned: str = "") -> Statements:
         if wrong := _take(read, line, pinned):
             read.fault = f"Statement {len(read.all) + 1}: {wrong}"
             break
+    if pinned and not read.all and not read.fault:
+        read.fault = "A public key is pinned, and there is no statement at all: they were removed."
     return read
 
 

@@ -67,6 +67,8 @@ def write(at: dt.datetime) -> int:
         last = statements.newest("checkpoint")
         if last and last[0]["sequence"] == head.sequence:
             return head.sequence
+        # Other sessions may have let go of this head before it was on the disk.
+        audit.wait_for_the_disk()
         fields: dict[str, Any] = {"sequence": head.sequence, "hash": head.hash, "count": head.sequence}
         told, digest = statements.append("checkpoint", fields, at=at)
     tell(ACTION, told, digest, because=f"{head.sequence} entries")

@@ -5,8 +5,6 @@ A context variable holds it, so that nobody has to hand it down to where somethi
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import re
 import sys
 import uuid
@@ -14,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
-from django.conf import settings
 from django.http import HttpRequest, HttpResponseBase
+
+from approvals import whence
 
 HEADER = "X-Request-ID"
 SANE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{7,63}")  # what is accepted from outside, and nothing else
@@ -31,6 +29,9 @@ class Occasion:
 
     origin: str = ""
     correlation: str = ""
+    # (kind, id) of what a request has recorded; None where no request is. Not by the correlation, which may come from
+    # outside and so from another request.
+    told: set[tuple[str, str]] | None = None
 
 
 _current: ContextVar[Occasion | None] = ContextVar("occasion", default=None)
@@ -44,9 +45,11 @@ def current() -> Occasion:
 
 
 @contextmanager
-def within(*, origin: str | None = None, correlation: str | None = None) -> Iterator[Occasion]:
+def within(
+    *, origin: str | None = None, correlation: str | None = None, told: set[tuple[str, str]] | None = None
+) -> Iterator[Occasion]:
     """Everything in this block belongs to the same occasion; what is not given stays as it was."""
-    changes = {"origin": origin, "correlation": correlation}
+    changes: dict[str, Any] = {"origin": origin, "correlation": correlation, "told": told}
     occasion = replace(current(), **{name: value for name, value in changes.items() if value is not None})
     token = _current.set(occasion)
     try:
@@ -68,16 +71,6 @@ SANE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,60}")
 # --- Requests ----------------------------------------------------------------------------------------------------
 
 
-def pseudonym(address: str) -> str:
-    """64 bits that stand for an address: the same for the same one, and nobody without SECRET_KEY finds which."""
-    return hmac.new(_salt(settings.SECRET_KEY), address.encode(), hashlib.sha256).hexdigest()[:16]
-
-
-@lru_cache(maxsize=2)
-def _salt(secret_key: str) -> bytes:
-    return hmac.new(secret_key.encode(), b"runerogue: where audit entries come from", hashlib.sha256).digest()
-
-
 class OccasionMiddleware:
     """A request is one occasion. Its correlation id comes back as X-Request-ID, and from outside if it is sane."""
 
@@ -87,7 +80,8 @@ class OccasionMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         given = request.headers.get(HEADER, "")
         correlation = given if SANE.fullmatch(given) else uuid.uuid4().hex
-        with within(origin=f"address:{pseudonym(request.META.get('REMOTE_ADDR', ''))}", correlation=correlation):
+        known = whence.origin_of(request)
+        with within(origin=f"address:{known}" if known else "", correlation=correlation, told=set()):
             response = self.get_response(request)
         response.headers[HEADER] = correlation
         return response

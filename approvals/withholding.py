@@ -23,10 +23,16 @@ _DIGEST = re.compile(r"digest:[0-9a-f]{16}")
 _PATTERNS = (
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), WITHHELD),
     (re.compile(r"\b(rr_[a-z0-9]{8})_[A-Za-z0-9_-]{20,}"), rf"\1_{WITHHELD}"),
-    (re.compile(r"([a-z][a-z0-9+.-]*://[^\s/:@]*):[^\s/@]+@", re.IGNORECASE), rf"\1:{WITHHELD}@"),
+    (
+        re.compile(r"([a-z][a-z0-9+.-]{0,30}://[^\s/:@]{0,200}):[^\s/@]+@", re.IGNORECASE),
+        rf"\1:{WITHHELD}@",
+    ),
     (re.compile(r"(\b(?:Bearer|Basic))\s+[A-Za-z0-9._~+/=-]{12,}"), rf"\1 {WITHHELD}"),
     (re.compile(r"((?:password|passwd|secret|token|otp)\s*[=:]\s*)[^\s,;&\"']+", re.IGNORECASE), rf"\1{WITHHELD}"),
-    (re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"), "[address withheld]"),
+    (
+        re.compile(r"[A-Za-z0-9._%+-]{1,200}@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"),
+        "[address withheld]",
+    ),
 )
 _SUSPECT = re.compile(r"@|-----BEGIN|rr_|Bearer|Basic|pass|secret|token|otp", re.IGNORECASE)
 

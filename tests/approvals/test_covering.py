@@ -50,6 +50,19 @@ def test_notes_what_is_changed_on_pages_that_record_nothing_themselves(client: C
     assert all(entry.origin.startswith("address:") for entry in told)
 
 
+def test_notes_a_change_whatever_id_the_request_brings(client: Client, mallory: User) -> None:
+    client.force_login(mallory)
+    row = IntervalSchedule.objects.create(every=81, period="days")
+    tasks = {"periodictask_set-TOTAL_FORMS": "0", "periodictask_set-INITIAL_FORMS": "0"}
+    for every in ("82", "83"):
+        client.post(
+            reverse("admin:django_celery_beat_intervalschedule_change", args=[row.pk]),
+            {"every": every, "period": "days", **tasks},
+            headers={"x-request-id": "the-same-twice"},
+        )
+    assert AuditEntry.objects.filter(action="admin.changed", subject_id=str(row.pk)).count() == 2
+
+
 def test_notes_once_what_a_page_records_itself(client: Client, mallory: User) -> None:
     client.force_login(mallory)
     client.post(reverse("admin:auth_group_add"), {"name": "Auditors"})

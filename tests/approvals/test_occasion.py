@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ipaddress
 import re
+from typing import Any
 
 import pytest
 from celery import shared_task
@@ -8,7 +10,7 @@ from django.contrib.auth.models import User
 from django.db import transaction
 from django.test import Client
 
-from approvals import audit, occasion
+from approvals import audit, occasion, whence
 from approvals.models import AuditEntry
 
 pytestmark = pytest.mark.django_db
@@ -71,10 +73,16 @@ def test_knows_addresses_by_pseudonym_only(client: Client, dave: User, settings:
     assert re.fullmatch(r"address:[0-9a-f]{16}", read.origin)
     assert read.correlation == "my-request-1"
     assert "203.0.113.9" not in read.payload
-    assert occasion.pseudonym("203.0.113.9") != occasion.pseudonym("203.0.113.8")
-    before = occasion.pseudonym("203.0.113.9")
+    before = read.origin
     settings.SECRET_KEY = "another"  # type: ignore[attr-defined]
-    assert occasion.pseudonym("203.0.113.9") != before
+    assert whence.keyed("origin", "203.0.113.9")[:16] not in before
+
+
+def test_knows_who_asks_through_a_proxy_that_is_trusted(client: Client, dave: User, settings: Any) -> None:
+    settings.TRUSTED_PROXIES = [ipaddress.ip_network("10.0.0.0/8")]
+    client.force_login(dave)
+    client.get("/admin/approvals/auditentry/", REMOTE_ADDR="10.1.2.3", headers={"x-forwarded-for": "203.0.113.9"})
+    assert AuditEntry.objects.get(action="audit.read").origin == f"address:{whence.keyed('origin', '203.0.113.9')[:16]}"
 
 
 def test_has_a_task_keep_the_connection_of_its_sender() -> None:
