@@ -29,6 +29,7 @@ BREAKERS = frozenset({Role.ON_CALL, Role.LEAD, Role.ARCHITECTURE, Role.CTO})
 REVIEWERS = frozenset({Role.LEAD, Role.ARCHITECTURE, Role.CTO})
 ANSWERABLE = (RequestState.OPEN, RequestState.APPROVED)  # what may still go ahead
 # A worker may die between preparing the rollout and moving on. So long the same request goes on with what it began.
+LONGEST_TEXT = 4_000  # characters of a reason or of notes
 RESUME_WITHIN = dt.timedelta(minutes=10)
 
 S = BreakGlass.State
@@ -107,6 +108,7 @@ def open_glass(
     """
     if not reason.strip() or not ticket.strip():
         raise Refused("Break-glass needs a reason and a ticket: everybody will ask what the emergency was.")
+    refuse_too_long(reason)
     with transaction.atomic():
         row = locked_request(request.pk)
         found = BreakGlass.objects.live().select_related("request", "opened_by", "confirmed_by")
@@ -161,6 +163,7 @@ def revoke(glass: BreakGlass, *, person: User, because: str, at: dt.datetime) ->
     """
     if not because.strip():
         raise Refused("Write why it is closed: the record needs it.")
+    refuse_too_long(because)
     with transaction.atomic():
         row, one = locked(glass)
         facts = roles.people([person.pk], scope=row.scope, at=at, lock=True)[person.pk]
@@ -208,6 +211,7 @@ def review(glass: BreakGlass, *, person: User, notes: str, at: dt.datetime) -> B
     """Sign off what was done: a lead, an architect or the CTO who was none of the two. Raises Refused."""
     if not notes.strip():
         raise Refused("Write what the review found: it is what the next emergency learns from.")
+    refuse_too_long(notes)
     with transaction.atomic():
         row, one = locked(glass)
         facts = roles.people([person.pk], scope=row.scope, at=at, lock=True)[person.pk]
@@ -312,6 +316,11 @@ def facts_of(row: ApprovalRequest, at: dt.datetime, *, opened_by: int | None = N
         edited_by=frozenset(row.edited_by.values_list("pk", flat=True)),
         opened_by=opened_by,
     )
+
+
+def refuse_too_long(text: str) -> None:
+    if len(text) > LONGEST_TEXT:
+        raise Refused(f"A text has at most {LONGEST_TEXT} characters here, and this has {len(text)}.")
 
 
 def refuse(person: PersonFacts, facts: Facts, how: How) -> None:

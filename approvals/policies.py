@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from django.contrib.auth.models import User
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import Max
 from django.urls import reverse
 from django.utils.timezone import now
@@ -37,7 +37,7 @@ def propose(document: Document, *, actor: User, because: str) -> PolicyVersion:
     if not may_propose(actor):
         raise NotProposed("Only lead developers, architects, the CTO and superusers propose a policy.")
     with transaction.atomic():
-        one_at_a_time()
+        terms.change()
         held = terms.in_force()
         if document.digest == held.document.digest:
             raise NotProposed("This is the policy in force already: nothing would change.")
@@ -100,7 +100,7 @@ def put_in_force(number: int) -> PolicyVersion | None:
     All is checked again under locks. Of several at once, one does it.
     """
     with transaction.atomic():
-        one_at_a_time()
+        terms.change()
         version = PolicyVersion.objects.select_for_update(no_key=True).get(number=number)
         request = ApprovalRequest.objects.about(KIND, number).order_by("-pk").first()
         held = terms.in_force()
@@ -115,6 +115,7 @@ def put_in_force(number: int) -> PolicyVersion | None:
             raise rulebook.PolicyError(
                 (rulebook.Mistake("digest", "it is not that of the document", "propose it anew"),)
             )
+        requests.used(request, standing)
         version.in_force_since = now()
         version.save(update_fields=["in_force_since"])
         audit.record(
@@ -173,9 +174,3 @@ def page_of(number: int) -> str:
 def changes(old: Document, new: Document) -> Mapping[str, Any]:
     """What changes, field → "was → became", in words."""
     return {one.field: f"{one.was or 'none'} → {one.became or 'none'}" for one in rulebook.differences(old, new)}
-
-
-def one_at_a_time() -> None:
-    """Until the transaction ends no other policy is proposed or put in force."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", ["policy"])

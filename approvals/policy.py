@@ -269,6 +269,7 @@ class Rule(StrEnum):
     NO_ROLE = "no-role"
     SECOND_FACTOR = "second-factor"
     NO_REASON = "no-reason"
+    TOO_LONG = "too-long"
     COUNTED = "counted-once"
     NOT_MISSING = "not-missing"
     CHANGES_ASKED = "changes-asked"

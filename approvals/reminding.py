@@ -17,7 +17,7 @@ from approvals import audit, policy, signers, telling, terms
 from approvals.circumstances import Circumstances
 from approvals.law import Action, identity, move
 from approvals.models.hours import WorkingHours
-from approvals.models.request import ApprovalRequest
+from approvals.models.request import ApprovalRequest, Signature
 from approvals.policy import Decision, RequestState, Role, Tier
 from approvals.rulebook import Row
 
@@ -113,13 +113,13 @@ def tell_signers_void(row: ApprovalRequest, people: list[User], because: str) ->
     return tell(row, people, "void", f"Your signature is void: {row.title}", lines=lines)
 
 
-def tell_of_changes(row: ApprovalRequest, asker: User, reason: str) -> int:
+def tell_of_changes(row: ApprovalRequest, ask: Signature) -> int:
     """Tell who can change it what is asked for: who proposed or edited it, and the lead developers."""
     editors = [user for user in (row.proposed_by, *row.edited_by.all()) if user is not None]
     leads = signers.with_roles(row, frozenset({Role.LEAD}))
-    people = {user.pk: user for user in (*editors, *leads) if user.pk != asker.pk}
-    lines = [f"{asker.username} asks for changes:", reason]
-    return tell(row, list(people.values()), f"changes-{asker.pk}", f"Changes are asked for: {row.title}", lines=lines)
+    people = {user.pk: user for user in (*editors, *leads) if user.pk != ask.person_id}
+    lines = [f"{ask.person} asks for changes:", ask.reason]
+    return tell(row, list(people.values()), f"changes-{ask.pk}", f"Changes are asked for: {row.title}", lines=lines)
 
 
 def tell(

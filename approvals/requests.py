@@ -54,6 +54,7 @@ __all__ = [
     "expire_due",
     "expiry",
     "facts_of",
+    "keep_rules",
     "mark_not_started",
     "mark_started",
     "open_request",
@@ -74,6 +75,16 @@ def policy_version() -> str:
 
 
 # --- Asking ------------------------------------------------------------------------------------------------------
+
+
+def keep_rules() -> None:
+    """Keep policy and rights as they are until the transaction ends.
+
+    Whoever asks and starts in one transaction calls it first: an audit entry holds the log, and who changes a policy or
+    a right holds that and then wants the log.
+    """
+    terms.stay()
+    roles.rights_stay()
 
 
 def open_request(
@@ -243,6 +254,7 @@ def decide(
     on_behalf_of: int | None = None,
 ) -> ApprovalRequest:
     reason = reason.strip()
+    refuse_too_long(reason)
     with transaction.atomic():
         row = locked(request)
         at = now()
@@ -262,7 +274,7 @@ def decide(
             if decision is Decision.ASK_FOR_CHANGES:
                 raise Refused(Why(Rule.COUNTED, f"{signer.name} asks for changes already. Comment to say more."))
             void_signature(own, at, f"{signer.name} decided otherwise.")
-        Signature.objects.create(
+        given = Signature.objects.create(
             request=row,
             person=person,
             role=answer.role,
@@ -275,12 +287,13 @@ def decide(
             at=at,
         )
         if decision is Decision.ASK_FOR_CHANGES:
-            reminding.tell_of_changes(row, person, reason)
+            reminding.tell_of_changes(row, given)
         audit.record(
             Action.SIGNED,
             row,
             actor=person,
             because=reason,
+            on_behalf_of=principal.name if principal else "",
             data={
                 **identity(row),
                 "decision": decision,
@@ -306,6 +319,12 @@ def follow(
         case Decision.APPROVE if not policy.missing(row.needs, approving):
             names = " and ".join(one.signed_as for one in approving)
             move(row, RequestState.APPROVED, Action.APPROVED, actor=person, because=f"Signed by {names}.")
+
+
+def refuse_too_long(text: str) -> None:
+    if len(text) > LONGEST_COMMENT:
+        too_long = f"A text has at most {LONGEST_COMMENT} characters here, and this has {len(text)}."
+        raise Refused(Why(Rule.TOO_LONG, too_long))
 
 
 def refuse_unseen(row: ApprovalRequest, seen: str | None) -> None:
@@ -339,6 +358,7 @@ def revoke(
     Raises Refused with the rule that forbids it. A rejection has ended the request and stays.
     """
     reason = reason.strip()
+    refuse_too_long(reason)
     with transaction.atomic():
         row = locked(request)
         at = now()
@@ -395,9 +415,7 @@ def comment(
             raise Refused(why)
         if not text:
             raise Refused(Why(Rule.NO_REASON, "A comment says something."))
-        if len(text) > LONGEST_COMMENT:
-            too_long = f"A comment has at most {LONGEST_COMMENT} characters, and this has {len(text)}."
-            raise Refused(Why(Rule.NO_REASON, too_long))
+        refuse_too_long(text)
         text = audit.plain(text)
         Comment.objects.create(request=row, person=person, text=text, channel=how.channel, at=now())
         data = {**identity(row), "channel": how.channel}
@@ -440,6 +458,7 @@ def standing(request: ApprovalRequest, fingerprint: str, circumstances: Circumst
     the right opens it again.
     """
     with transaction.atomic():
+        terms.stay()
         row = locked(request)
         at = now()
         if not is_over(row):

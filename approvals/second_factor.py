@@ -309,5 +309,5 @@ def _tell(person: User, subject: str, lines: list[str], *, key: dt.datetime) -> 
         subject=f"RuneRogue: {subject}",
         lines=[f"{subject}, {key:%Y-%m-%d %H:%M} UTC.", *lines],
         url=reverse("second-factor-settings"),
-        key=f"second factor {person.pk} {key.isoformat()} {subject}"[:200],
+        key=f"second factor {person.pk} {key.isoformat()} {subject}"[:150],
     )

@@ -5,12 +5,28 @@ from __future__ import annotations
 import logging
 
 from django.conf import settings
+from django.db import connection
 
 from approvals import rulebook
 from approvals.models.policy import PolicyVersion
 from approvals.policy import Terms, Tier
 
 logger = logging.getLogger(__name__)
+
+
+KEY = "policy"
+
+
+def stay() -> None:
+    """Keep what is in force until the transaction ends: a change of the policy and a start under it have an order."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock_shared(hashtextextended(%s, 0))", [KEY])
+
+
+def change() -> None:
+    """Wait for whoever starts something under this policy, and let nobody else propose or change it meanwhile."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [KEY])
 
 
 def in_force() -> Terms:

@@ -74,6 +74,7 @@ def await_approval(improvement: Improvement) -> Outcome | Waiting:
         # Ask, recheck and start in one transaction: meanwhile no stop can come in between, no right can be revoked and
         # no signature be voided.
         improvement.hold()
+        requests.keep_rules()
         known = circumstances.read(improvement, timezone.now())
         request = requests.open_request(
             SubjectRef(
@@ -115,7 +116,8 @@ UNSATISFIED: Mapping[StandingState, Callable[[str, tuple[Evidence, ...]], Outcom
 def concern_of(improvement: Improvement, paths: Sequence[str]) -> policy.Subject:
     """What the policy asks about an improvement beside its tier; `paths` is what its patch touches, if there is one."""
     finding = improvement.finding
-    change = categories.ChangeFacts(finding.kind if finding else "", improvement.author, paths)
+    known = circumstances.vulnerabilities(improvement.service, improvement.head_commit)
+    change = categories.ChangeFacts(finding.kind if finding else "", improvement.author, paths, bool(known))
     is_fix = reliability.is_fix(finding.kind if finding else "")
     return policy.Subject(categories.of(change), improvement.service.name, is_reliability_fix=is_fix)
 

@@ -138,7 +138,7 @@ def test_says_which_rule_refused(who: str, tier: Tier, what: str, body: dict[str
 
 @pytest.mark.django_db
 def test_knows_each_rule_as_the_person_s_or_the_request_s() -> None:
-    personal = {"inactive", "program", "proposed", "edited", "no-role", "second-factor", "no-reason"}
+    personal = {"inactive", "program", "proposed", "edited", "no-role", "second-factor", "no-reason", "too-long"}
     assert {str(rule) for rule in Rule} == personal | {str(rule) for rule in CONFLICTS}
     assert not personal & {str(rule) for rule in CONFLICTS}
 

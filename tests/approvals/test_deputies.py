@@ -55,7 +55,7 @@ def test_signs_as_a_deputy_and_both_are_named(carol: User, alice: User) -> None:
     signature = request.signatures.get()
     assert (signature.person, signature.on_behalf_of, signature.role) == (alice, carol, "architecture")
     entry = AuditEntry.objects.get(action="approval.signed")
-    assert (entry.actor, entry.data["on_behalf_of"]) == ("alice", "carol")
+    assert (entry.actor, entry.on_behalf_of, entry.data["on_behalf_of"]) == ("alice", "carol", "carol")
     assert requests.standing(request, PRINT).satisfied
 
 

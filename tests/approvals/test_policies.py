@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+import threading
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
 from django.db import InternalError, connection, transaction
-from django.db.utils import IntegrityError
+from django.db.utils import IntegrityError, OperationalError
 from django.utils.timezone import now
 
 from approvals import policies, policy, requests, roles, rulebook, subjects, tasks, terms
@@ -82,6 +83,47 @@ def test_happens_by_itself_when_the_last_one_signs(
     with django_capture_on_commit_callbacks(execute=True):
         sign(request, dave, carol)
     assert terms.in_force().number == 1
+
+
+def test_is_taken_back_by_nobody_once_it_is_in_force(bob: User, carol: User, dave: User) -> None:
+    version = put(bob, dave, carol)
+    request = ApprovalRequest.objects.get(subject_kind="policy", subject_id=version.number)
+    with pytest.raises(requests.Refused, match="has begun"):
+        requests.revoke(request, person=dave, how=FRESH, reason="I think otherwise now.")
+    request.refresh_from_db()
+    assert request.state == "approved"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_changes_only_before_or_after_a_start_under_it() -> None:
+    """Whoever looks whether an approval holds keeps the policy until what it allows has started."""
+    request = requests.open_request(
+        SubjectRef("thing", 1, "A thing"), requirement=policy.required(Tier.LOW, terms=terms.in_force()),
+        fingerprint="f" * 64, proposed_by=None, facts={}, expires_at=now() + dt.timedelta(hours=1),
+    )  # fmt: skip
+    outcomes: list[str] = []
+
+    def change() -> None:
+        try:
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute("SET LOCAL lock_timeout = '200ms'")
+                terms.change()
+            outcomes.append("changed")
+        except OperationalError:
+            outcomes.append("waited")
+        finally:
+            connection.close()
+
+    def changed_meanwhile() -> str:
+        other = threading.Thread(target=change)
+        other.start()
+        other.join()
+        return outcomes.pop()
+
+    with transaction.atomic():
+        assert requests.standing(request, "f" * 64).satisfied
+        assert changed_meanwhile() == "waited"
+    assert changed_meanwhile() == "changed"
 
 
 def test_is_found_by_the_tick_when_who_signed_last_was_cut_off(bob: User, carol: User, dave: User) -> None:
