@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
+from django.contrib.humanize.templatetags.humanize import naturaltime
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -49,7 +50,7 @@ def awaiting_me(request: HttpRequest) -> list[int]:
 class ApprovalRequestAdmin(ReadOnly, RequestModelAdmin):
     actions = None
     nothing = "Nothing here. A request appears when an improvement needs people to sign."
-    list_display = ["title", "tier", "state", "proposed_by", "created_at", "expires_at"]
+    list_display = ["title", "scope", "tier", "state", "proposed_by", "age", "expires_at"]
     list_filter = [AwaitingFilter, "state", "tier"]
     list_select_related = ["proposed_by"]
     list_per_page = 50
@@ -59,6 +60,10 @@ class ApprovalRequestAdmin(ReadOnly, RequestModelAdmin):
 
     class Media:
         css = STYLES
+
+    @admin.display(description="asked", ordering="created_at")
+    def age(self, row: ApprovalRequest) -> str:
+        return naturaltime(row.created_at)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ApprovalRequest]:
         return super().get_queryset(request).defer("facts")  # a diff per line of the list is not wanted
