@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 log = logging.getLogger(__name__)
+SHIPPED = "audit statement %s"  # written by a formatter that withholds nothing; see LOGGING
 
 CURRENT, NEXT = "current.pem", "next.pem"
 
@@ -169,7 +170,7 @@ def _write(line: str) -> None:
             _sync_folder(folder())
     except OSError as error:
         raise StatementsUnusable(f"{path} can't be written: {error}") from error
-    log.info("audit statement %s", line)
+    log.info(SHIPPED, line)
 
 
 # --- Keys --------------------------------------------------------------------------------------------------------

@@ -399,11 +399,19 @@ LOGGING = {
             "()": "monitoring.privacy.PrivateFormatter",
             "format": "{asctime} {levelname} {name} {message}",
             "style": "{",
-        }
+        },
+        # Hashes and signatures as they are: a statement with a part withheld proves nothing. It tells of no visitor.
+        "verbatim": {"format": "{asctime} {levelname} {name} {message}", "style": "{"},
     },
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "handlers": {
+        "console": {"class": "logging.StreamHandler", "formatter": "line"},
+        "statements": {"class": "logging.StreamHandler", "formatter": "verbatim"},
+    },
     "root": {"handlers": ["console"], "level": "INFO"},
-    "loggers": {"httpx": {"level": "WARNING"}},
+    "loggers": {
+        "httpx": {"level": "WARNING"},
+        "approvals.statements": {"handlers": ["statements"], "propagate": False},
+    },
 }
 
 REST_FRAMEWORK = {

@@ -4,6 +4,8 @@ import contextlib
 import datetime as dt
 import io
 import json
+import logging
+import logging.config
 import os
 import stat
 import subprocess
@@ -224,6 +226,28 @@ def test_exports_by_time_and_refuses_what_is_not_there(tmp_path: Path) -> None:
     assert (manifest["first"], manifest["last"]) == (1, 4)
     assert chain.verify_folder(tmp_path / "b").fault is None
     assert run_alone(tmp_path, cwd=tmp_path).returncode == 2
+
+
+def test_ships_each_statement_to_the_log_as_it_was_signed(settings: Any) -> None:
+    """Whoever keeps the logs elsewhere has the checkpoints there, whole: the usual lines have such words withheld."""
+    shipped = settings.LOGGING["loggers"]["approvals.statements"]
+    (handler,) = (settings.LOGGING["handlers"][name] for name in shipped["handlers"])
+    written = logging.config.DictConfigurator(settings.LOGGING).configure_formatter(
+        dict(settings.LOGGING["formatters"][handler["formatter"]])
+    )
+    records: list[logging.LogRecord] = []
+    listener = logging.Handler()
+    listener.emit = records.append  # type: ignore[method-assign]
+    statements.log.addHandler(listener)
+    try:
+        write(3)
+        checkpoints.write(AT)
+    finally:
+        statements.log.removeHandler(listener)
+    assert shipped["propagate"] is False, "or the usual formatter writes it once more"
+    lines = [written.format(record).partition("audit statement ")[2] for record in records]
+    assert lines == statements.lines()
+    assert chain.read_statements(lines).fault is None
 
 
 # --- The page ----------------------------------------------------------------------------------------------------
