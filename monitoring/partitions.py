@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 
 from django.db import connection, transaction
+from django.db.backends.utils import CursorWrapper
 
 # Whoever waits for the table's exclusive lock makes all others wait behind it, so nobody does so for longer.
 LOCK_TIMEOUT = "200ms"
@@ -39,13 +40,11 @@ def ensure(day: date) -> None:
     """Make the partition of `day` unless it is there. It blocks neither readers nor writers of other days."""
     name = name_of(day)
     with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute("SELECT to_regclass(%s)", [name])
-        if cursor.fetchone()[0]:
+        if _is_there(cursor, name):
             return
         # One after the other: two that make the same table at once would both fail to see it.
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext('monitoring.partitions'))")
-        cursor.execute("SELECT to_regclass(%s)", [name])
-        if cursor.fetchone()[0]:
+        if _is_there(cursor, name):
             return
         # CREATE … PARTITION OF would wait for every reader of the whole table; ATTACH does not.
         cursor.execute(f"CREATE TABLE {name} (LIKE monitoring_sample INCLUDING ALL)")
@@ -53,6 +52,17 @@ def ensure(day: date) -> None:
             f"ALTER TABLE monitoring_sample ATTACH PARTITION {name} FOR VALUES FROM (%s) TO (%s)",
             [midnight(day), midnight(day + DAY)],
         )
+
+
+def _is_there(cursor: CursorWrapper, name: str) -> bool:
+    # Not to_regclass(): within a transaction it remembers that there was no such table, and waiting for a lock that is
+    # not a table's does not make it look again. A query reads what is committed when it begins.
+    cursor.execute(
+        "SELECT 1 FROM pg_class WHERE relname = %s AND relnamespace ="
+        " (SELECT relnamespace FROM pg_class WHERE oid = 'monitoring_sample'::regclass)",
+        [name],
+    )
+    return cursor.fetchone() is not None
 
 
 def drop_if_it_has(day: date, rows: int) -> bool:

@@ -222,7 +222,7 @@ def test_braces_around_the_selector_are_optional() -> None:
 # --- A real Prometheus -------------------------------------------------------------------------------------------
 
 BINARY = os.environ.get("PROMETHEUS_BINARY") or shutil.which("prometheus")
-UNTIL = int(datetime.now(UTC).timestamp()) // 3600 * 3600 - 7200  # when the history ends
+UNTIL = int(datetime(2026, 3, 3, 12, tzinfo=UTC).timestamp())  # when the history ends: by day, whenever this runs
 HOURS = 32
 EVERY = 30  # seconds between samples
 BEFORE = 19  # the last one so many seconds before UNTIL: none is at the edge of a window of whole minutes
@@ -278,7 +278,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     subprocess.run(fill, check=True, capture_output=True, timeout=60)
     # It takes a free port itself and logs which: of two workers that looked for one, both could find the same.
     options = (f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}")
-    command = [str(BINARY), *options, "--web.listen-address=127.0.0.1:0", "--storage.tsdb.retention.time=10y"]
+    command = [str(BINARY), *options, "--web.listen-address=127.0.0.1:0", "--storage.tsdb.retention.time=100y"]
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
@@ -404,7 +404,9 @@ def test_a_pause_is_filled_where_the_series_are_and_stays_a_gap_elsewhere(promet
     target = watched(prometheus, "history_days = 1")
     scraped = TargetFactory(service=ServiceFactory(), url="http://127.0.0.1:9/metrics")
     begin, end = UNTIL - 7200 + 20, UNTIL - 3600 + 20
-    Backfill.objects.create(target=target, is_first=True, since=moment(begin), until=moment(begin))
+    Backfill.objects.create(
+        target=target, is_first=True, since=moment(begin), until=moment(begin), asked_at=moment(begin)
+    )
     for when in (begin - 120, begin - 60, begin, end):
         Round.objects.all().delete()
         collect(moment(when), spread_seconds=0.0)
@@ -442,7 +444,9 @@ def test_what_was_asked_for_already_is_told_apart_from_nothing(prometheus: str) 
     # A round that was refused said so; what it would have measured is added, its 0 stays.
     storing.store([(target.service, Reading("up", (), 0.0))], at=moment(UNTIL - 597))
     since = moment(UNTIL - 900)
-    row = Backfill.objects.create(target=target, is_first=True, since=since, until=moment(UNTIL))
+    row = Backfill.objects.create(
+        target=target, is_first=True, since=since, until=moment(UNTIL), asked_at=moment(UNTIL)
+    )
     first = backfilling.run(moment(UNTIL + 10), seconds=60.0)
     assert first is not None
     found = all_rows(target.service, since=UNTIL - 900, until=UNTIL - 1)
@@ -644,7 +648,9 @@ def test_a_prometheus_that_wants_to_know_who_asks_is_told(
     # It is told to that Prometheus and to no other target of the service.
     assert list(done.failed) == [other.pk]
     assert "wants credentials (status 401)" in done.failed[other.pk]
-    Backfill.objects.create(target=target, is_first=True, since=moment(UNTIL - 600), until=moment(UNTIL))
+    Backfill.objects.create(
+        target=target, is_first=True, since=moment(UNTIL - 600), until=moment(UNTIL), asked_at=moment(UNTIL)
+    )
     filled = backfilling.run(moment(UNTIL + 1), seconds=60.0)
     assert filled is not None
     assert filled.samples > 0

@@ -159,6 +159,36 @@ def test_of_racing_workers_each_sample_is_stored_once() -> None:
     assert len(stored(service)) == Sample.objects.count() == 40
 
 
+@pytest.mark.django_db(transaction=True)
+def test_who_waited_for_another_to_make_a_day_sees_that_it_is_made() -> None:
+    day = T0.date() + timedelta(days=400)
+
+    def make() -> None:
+        try:
+            partitions.ensure(day)
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtext('monitoring.partitions'))")
+            second = pool.submit(make)
+            for _ in range(200):
+                cursor.execute(
+                    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+                    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+                )
+                if cursor.fetchone()[0]:
+                    break
+                threading.Event().wait(0.05)
+            else:
+                raise AssertionError("the second one never waited")
+            partitions.ensure(day)
+        second.result(30)
+    assert partitions.days().count(day) == 1
+    assert partitions.drop_if_it_has(day, 0)
+
+
 # --- Forgetting ---------------------------------------------------------------------------------------------------
 
 
