@@ -18,7 +18,7 @@ import pytest
 from runerogue.stack.home import Home
 from tests import engines as test_engines
 
-pytest_plugins = ["tests.people", "tests.audit_log"]
+pytest_plugins = ["tests.people", "tests.audit_log", "tests.monitoring.prometheus"]
 
 PRIVATE = "RUNEROGUE_TEST_HOME"  # the home of this run's own engines; workers inherit it
 PURE, FLOWS = Path(__file__).parent / "pure", Path(__file__).parent / "flows"
