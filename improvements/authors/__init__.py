@@ -3,14 +3,12 @@ the entry point group "runerogue.authors" (an entry is a callable that returns a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-ENTRY_POINTS = "runerogue.authors"
+from monitoring.plugins import Plugins
 
 
 class CannotWrite(Exception):
@@ -66,34 +64,13 @@ class Author(Protocol):
         ...
 
 
-class _Known(Mapping[str, Author]):
-    """Every author by name: our own, then those of installed packages, loaded when first asked for."""
-
-    def __getitem__(self, name: str) -> Author:
-        return _load()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_load())
-
-    def __len__(self) -> int:
-        return len(_load())
-
-
-@cache
-def _load() -> dict[str, Author]:
+def _own() -> Iterable[Author]:
     from improvements.authors.n_plus_one import NPlusOneAuthor
 
-    own: tuple[Author, ...] = (NPlusOneAuthor(),)
-    authors = {author.name: author for author in own}
-    for entry in entry_points(group=ENTRY_POINTS):
-        author = entry.load()()
-        if not isinstance(author, Author):
-            raise TypeError(f"entry point {entry.name} of {ENTRY_POINTS} gives {author!r}, which is not an Author")
-        authors.setdefault(author.name, author)  # a package can't replace one of ours
-    return authors
+    return (NPlusOneAuthor(),)
 
 
-AUTHORS: Mapping[str, Author] = _Known()
+AUTHORS = Plugins("runerogue.authors", Author, _own)
 
 
 def author_for(finding: Finding) -> Author | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from monitoring import notifiers
+from monitoring import plugins
 from monitoring.notifiers import NOTIFIERS, Line, MemoryNotifier, Message, Notifier, NotSent, Undeliverable
 from monitoring.notifiers.email import EmailNotifier
 from monitoring.notifiers.webhook import AlertmanagerNotifier, WebhookNotifier, signature
@@ -363,17 +363,14 @@ def test_packages_bring_media_but_replace_none(monkeypatch: pytest.MonkeyPatch) 
         def load(self) -> Any:
             return lambda: MemoryNotifier(name=self.name)
 
-    monkeypatch.setattr(notifiers, "entry_points", lambda group: [Entry("pigeon"), Entry("email")])
-    notifiers._load.cache_clear()
-    try:
-        assert isinstance(NOTIFIERS["pigeon"], MemoryNotifier)
-        assert isinstance(NOTIFIERS["email"], EmailNotifier)
-        monkeypatch.setattr(Entry, "load", lambda self: lambda: object())
-        notifiers._load.cache_clear()
-        with pytest.raises(TypeError, match="not a Notifier"):
-            NOTIFIERS["pigeon"]
-    finally:
-        notifiers._load.cache_clear()
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [Entry("pigeon"), Entry("email")])
+    found = plugins.Plugins(NOTIFIERS.group, Notifier, NOTIFIERS.own)
+    assert isinstance(found["pigeon"], MemoryNotifier)
+    assert isinstance(found["email"], EmailNotifier)
+    assert set(found) == {*NOTIFIERS, "pigeon"}
+    monkeypatch.setattr(Entry, "load", lambda self: lambda: object())
+    with pytest.raises(TypeError, match=r"entry point pigeon .* not a Notifier"):
+        plugins.Plugins(NOTIFIERS.group, Notifier, NOTIFIERS.own)["pigeon"]
 
 
 def test_knows_the_errors_of_authentication() -> None:
