@@ -28,8 +28,8 @@ from approvals.policy import Channel, Decision, How, PersonFacts, RequestState, 
 BREAKERS = frozenset({Role.ON_CALL, Role.LEAD, Role.ARCHITECTURE, Role.CTO})
 REVIEWERS = frozenset({Role.LEAD, Role.ARCHITECTURE, Role.CTO})
 ANSWERABLE = (RequestState.OPEN, RequestState.APPROVED)  # what may still go ahead
-# A worker may die between preparing the rollout and moving on. So long the same request goes on with what it began.
 LONGEST_TEXT = 4_000  # characters of a reason or of notes
+# A worker may die between preparing the rollout and moving on. So long the same request goes on with what it began.
 RESUME_WITHIN = dt.timedelta(minutes=10)
 
 S = BreakGlass.State

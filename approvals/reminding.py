@@ -164,5 +164,8 @@ def set_hours(row: WorkingHours, *, actor: User) -> None:
 def drop_hours(row: WorkingHours, *, actor: User) -> None:
     """Forget the working hours of a service; the general ones hold from now on."""
     with transaction.atomic():
-        audit.record("workinghours.dropped", row, actor=actor, was=str(row))
-        row.delete()
+        # The row before the head of the log, as everybody else locks them.
+        found = WorkingHours.objects.select_for_update().filter(pk=row.pk).first()
+        if found:
+            audit.record("workinghours.dropped", found, actor=actor, was=str(found))
+            found.delete()
