@@ -7,7 +7,7 @@ from typing import Any
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.auth.models import User
-from django.db import models
+from django.db import models, transaction
 from django.db.models import QuerySet
 from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -161,12 +161,15 @@ class EscalationStepAdmin(Audited, admin.ModelAdmin[EscalationStep]):
         return f"every {step.repeat_minutes} min" if step.repeat_minutes else "no"
 
     def delete_model(self, request: HttpRequest, obj: EscalationStep) -> None:
-        audit.record("escalationstep.removed", obj, actor=request.user, was={"step": str(obj), "service": obj.service})
-        super().delete_model(request, obj)
+        self.delete_queryset(request, EscalationStep.objects.filter(pk=obj.pk))
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[EscalationStep]) -> None:
-        for step in queryset.select_related("contact", "service"):
-            self.delete_model(request, step)
+        with transaction.atomic():
+            rows = queryset.select_related("contact", "service").select_for_update(of=["self"]).order_by("pk")
+            for step in rows:
+                was = {"step": str(step), "service": step.service}
+                audit.record("escalationstep.removed", step, actor=request.user, was=was)
+                step.delete()
 
 
 @admin.register(Silence)

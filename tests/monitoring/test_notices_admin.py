@@ -278,6 +278,18 @@ def test_removing_a_step_is_audited(on_call: Client) -> None:
     assert (entry.action, entry.was["step"]) == ("escalationstep.removed", "first after 15 min")
 
 
+@pytest.mark.django_db(transaction=True)
+def test_removing_several_steps_at_once_is_audited_for_each(on_call: Client) -> None:
+    for name in ("first", "second"):
+        step(contact(name))
+    rows = list(EscalationStep.objects.order_by("pk"))
+    chosen = {"action": "delete_selected", "_selected_action": [row.pk for row in rows], "post": "yes"}
+    assert on_call.post("/admin/monitoring/escalationstep/", chosen).status_code == 302
+    assert not EscalationStep.objects.exists()
+    told = AuditEntry.objects.filter(action="escalationstep.removed").order_by("sequence")
+    assert [entry.was["step"] for entry in told] == [str(row) for row in rows]
+
+
 def test_a_page_is_taken_from_its_notice(on_call: Client) -> None:
     realm = ServiceFactory()
     step(contact("first"))
