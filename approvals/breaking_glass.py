@@ -21,9 +21,9 @@ from django.urls import reverse
 
 from approvals import audit, roles, subjects, telling
 from approvals.holding import NO_ROLLOUT
-from approvals.models import ApprovalRequest, PersonSettings, Signature
+from approvals.models import ApprovalRequest, PersonSettings
 from approvals.models.break_glass import CONFIRM_WITHIN, IN_FORCE_FOR, BreakGlass
-from approvals.policy import Channel, Decision, How, PersonFacts, RequestState, Role
+from approvals.policy import Channel, How, PersonFacts, RequestState, Role
 
 BREAKERS = frozenset({Role.ON_CALL, Role.LEAD, Role.ARCHITECTURE, Role.CTO})
 REVIEWERS = frozenset({Role.LEAD, Role.ARCHITECTURE, Role.CTO})
@@ -177,28 +177,28 @@ def revoke(glass: BreakGlass, *, person: User, because: str, at: dt.datetime) ->
         return one
 
 
-def in_force(row: ApprovalRequest, at: dt.datetime) -> BreakGlass | None:
-    """The broken glass that lets a locked request's subject start now, with the rights of both people rechecked.
-
-    Call it before other people of the request are locked: it locks all of them in one go, or the locks of two
-    requests could meet crosswise.
-    """
-    one = (
+def broken(row: ApprovalRequest) -> BreakGlass | None:
+    """The glass that two people broke for what a locked request asks, locked. See `lets_through`."""
+    return (
         BreakGlass.objects.select_for_update(no_key=True, of=["self"])
         .select_related("opened_by", "confirmed_by", "request")
         .filter(request=row, fingerprint=row.fingerprint, state__in=[S.CONFIRMED, S.USED])
         .order_by("-pk")
         .first()
     )
-    if one is None or one.confirmed_by_id is None or has_lapsed(one, at):
-        return None
-    signers = Signature.objects.standing().filter(request=row, decision=Decision.APPROVE)
-    ids = [one.opened_by_id, one.confirmed_by_id, *signers.values_list("person_id", flat=True)]
-    known = roles.people(ids, scope=row.scope, at=at, lock=True)
-    facts = facts_of(row, at)
-    two = (known[one.opened_by_id], known[one.confirmed_by_id])
-    lost = any(refusal(who, facts, how=None) for who in two)
-    return None if lost else one
+
+
+def the_two(glass: BreakGlass | None) -> list[int]:
+    """The ids of those who broke it."""
+    return [pk for pk in (glass.opened_by_id, glass.confirmed_by_id) if pk] if glass else []
+
+
+def lets_through(glass: BreakGlass, row: ApprovalRequest, at: dt.datetime, known: Mapping[int, PersonFacts]) -> bool:
+    """Whether the subject of a locked request may start by it now; `known` are the two with their rights locked."""
+    two, facts = the_two(glass), facts_of(row, at)
+    if len(two) < 2 or has_lapsed(glass, at):
+        return False
+    return not any(refusal(known[pk], facts, how=None) for pk in two)
 
 
 def use(glass: BreakGlass, at: dt.datetime) -> None:

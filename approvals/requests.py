@@ -1,6 +1,6 @@
 """Asking for signatures, giving them, and whether they still hold.
 
-Every change locks the request's row first, reads people's rights from the database under that lock, and writes its
+Every change locks the request's row first, then everybody whose right it rests on in one go (`signers`), and writes its
 audit entry last, in the same transaction. Whoever waits for a decision is told after commit.
 """
 
@@ -19,6 +19,7 @@ from django.utils.timezone import now
 from approvals import audit, breaking_glass, holding, policy, reminding, roles, signers, terms
 from approvals.circumstances import NOTHING_KNOWN, Circumstances, worse
 from approvals.law import MOVES, Action, Refused, SecondFactorWanted, identity, is_over, locked, move, void_signature
+from approvals.models.break_glass import BreakGlass
 from approvals.models.request import ApprovalRequest, Comment, Signature
 from approvals.policy import (
     NOTHING,
@@ -263,7 +264,8 @@ def decide(
             raise Refused(
                 Why(Rule.POLICY_CHANGED, "The policy has changed since this was asked. It will be asked again.")
             )
-        signer, approving = signers.with_rights_locked(row, at, person)
+        known = signers.everybody_locked(row, at, also=[person.pk])
+        signer, approving = known[person.pk], signers.sift(row, at, known)
         asked = facts_of(row, approving, at)
         answer = policy.may_sign(signer, asked, decision=decision, reason=reason, how=how, on_behalf_of=on_behalf_of)
         if isinstance(answer, policy.Refused):
@@ -442,7 +444,11 @@ class Standing:
 
     state: StandingState
     why: str
-    by_break_glass: bool = False
+    glass: BreakGlass | None = None  # what it goes ahead by, when its signatures alone do not allow it
+
+    @property
+    def by_break_glass(self) -> bool:
+        return self.glass is not None
 
     @property
     def satisfied(self) -> bool:
@@ -465,15 +471,18 @@ def standing(request: ApprovalRequest, fingerprint: str, circumstances: Circumst
             end_what_does_not_hold(row, at, fingerprint, circumstances)
         if is_over(row):
             return Standing(StandingState(row.state), row.because)
-        glass = breaking_glass.in_force(row, at)  # first: it locks all the people in one go
-        missing = policy.missing(row.needs, signers.still_signing(row, at))
+        glass = breaking_glass.broken(row)
+        known = signers.everybody_locked(row, at, also=breaking_glass.the_two(glass))
+        if glass and not breaking_glass.lets_through(glass, row, at, known):
+            glass = None
+        missing = policy.missing(row.needs, signers.sift(row, at, known))
         if missing and row.state == RequestState.APPROVED and not glass:
             because = f"A signature no longer counts; missing again: {policy.in_words(missing)}."
             move(row, RequestState.OPEN, Action.REOPENED, because=because)
             last = row.signatures.exclude(voided_at=None).order_by("voided_at", "pk").last()
             reminding.tell_asked(row, at, again=f"after-{last.pk if last else 0}")
         if row.state == RequestState.CHANGES_ASKED:
-            forget_asks_without_right(row, at)
+            forget_asks_without_right(row, at, known)
         match RequestState(row.state):
             case RequestState.CHANGES_ASKED:
                 return Standing(StandingState.CHANGES_ASKED, f"Changes are asked for: {row.because}")
@@ -483,7 +492,7 @@ def standing(request: ApprovalRequest, fingerprint: str, circumstances: Circumst
                 return Standing(StandingState.WAITING, f"Waiting for {waited_for}.")
         found = holding.look_at(row, at)
         if glass and (missing or row.state == RequestState.OPEN or found.hold):
-            return Standing(StandingState.SATISFIED, glass.why, by_break_glass=True)
+            return Standing(StandingState.SATISFIED, glass.why, glass)
         if found.hold:
             return Standing(StandingState.HELD, f"{row.because} {found.hold}")
         return Standing(StandingState.SATISFIED, f"{row.because} {found.note}".strip())
@@ -495,12 +504,10 @@ def used(request: ApprovalRequest, standing: Standing) -> None:
     """
     with transaction.atomic():
         row = locked(request)
-        at = now()
-        glass = breaking_glass.in_force(row, at) if standing.by_break_glass else None
-        if glass:
-            breaking_glass.use(glass, at)
+        if standing.glass:
+            breaking_glass.use(standing.glass, now())
             if row.state == RequestState.OPEN:
-                move(row, RequestState.APPROVED, Action.APPROVED_BY_BREAK_GLASS, because=glass.why)
+                move(row, RequestState.APPROVED, Action.APPROVED_BY_BREAK_GLASS, because=standing.why)
         mark_started(row)
 
 
@@ -518,11 +525,10 @@ def end_what_does_not_hold(
         move(row, RequestState.EXPIRED, Action.EXPIRED, because=because)
 
 
-def forget_asks_without_right(row: ApprovalRequest, at: dt.datetime) -> None:
+def forget_asks_without_right(row: ApprovalRequest, at: dt.datetime, known: Mapping[int, PersonFacts]) -> None:
     """Whoever may not sign any more keeps nobody else from signing."""
     wanted = frozenset[policy.Role]().union(*row.needs.signatures)
     asks = list(asks_of(row))
-    known = signers.people_for(row, [one.person_id for one in asks], at, lock=True)
     voices = [(one, known[one.person_id].signing_for(one.on_behalf_of_id)) for one in asks]
     lost = [one for one, voice in voices if not voice.may_count or not voice.roles & wanted]
     for ask in lost:

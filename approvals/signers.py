@@ -67,24 +67,17 @@ def _has_any(person: PersonFacts, having: frozenset[Role]) -> bool:
     return bool(person.roles & having) or any(one.roles & having for one in person.stands_in_for)
 
 
-def still_signing(row: ApprovalRequest, at: dt.datetime) -> tuple[PersonFacts, ...]:
-    """Those whose approval of `row` stands, their rights locked. Approvals of people who lost theirs are voided."""
-    return sift(row, at, people_for(row, approvals_of([row]).values_list("person_id", flat=True), at, lock=True))
+def everybody_locked(row: ApprovalRequest, at: dt.datetime, *, also: Iterable[int]) -> dict[int, PersonFacts]:
+    """Whoever decided something here that stands, and those with the ids `also`, their rights locked.
 
-
-def with_rights_locked(
-    row: ApprovalRequest, at: dt.datetime, person: User
-) -> tuple[PersonFacts, tuple[PersonFacts, ...]]:
-    """`person` and those whose approval of `row` stands.
-
-    All are locked in one go: two requests whose signers meet crosswise would wait for each other otherwise.
+    All in one go: two requests whose people meet crosswise would wait for each other otherwise.
     """
-    ids = [person.pk, *approvals_of([row]).values_list("person_id", flat=True)]
-    known = people_for(row, ids, at, lock=True)
-    return known[person.pk], sift(row, at, known)
+    decided = row.signatures.standing().values_list("person_id", flat=True)
+    return people_for(row, [*decided, *also], at, lock=True)
 
 
 def sift(row: ApprovalRequest, at: dt.datetime, known: Mapping[int, PersonFacts]) -> tuple[PersonFacts, ...]:
+    """Those whose approval of `row` stands. Approvals of people who lost their right are voided."""
     wanted = frozenset[policy.Role]().union(*row.needs.signatures)
     standing_signers, lost = [], []
     for signature in approvals_of([row]).filter(fingerprint=row.fingerprint):

@@ -4,6 +4,7 @@ import datetime as dt
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -544,6 +545,26 @@ def test_does_not_lock_up_when_signers_meet_crosswise(turn: int) -> None:
     )
     assert all(result is None or isinstance(result, ApprovalRequest | Refused) for result in results), results
     assert audit.verify().fault is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_does_not_lock_up_when_who_approves_one_asks_for_changes_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is rechecked is locked in one go: of two requests with the same people the second waits for the first."""
+    bob, dave = person("bob", Role.LEAD), person("dave", Role.CTO)
+    crossing = [ask(Tier.CRITICAL, subject=SubjectRef("thing", number, "Thing")) for number in range(2)]
+    for request, (approving, asking) in zip(crossing, [(bob, dave), (dave, bob)], strict=True):
+        requests.approve(request, person=approving, how=FRESH, reason="sound")
+        change(request, asking)
+    both, recheck = threading.Barrier(2), requests.forget_asks_without_right
+
+    def recheck_when_the_other_holds_what_it_can(*given: Any) -> None:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.2)  # nobody comes while the other waits for the same people
+        recheck(*given)
+
+    monkeypatch.setattr(requests, "forget_asks_without_right", recheck_when_the_other_holds_what_it_can)
+    results = at_once(*[lambda request=request: requests.standing(request, PRINT) for request in crossing])
+    assert [getattr(one, "state", one) for one in results] == [StandingState.CHANGES_ASKED] * 2
 
 
 @pytest.mark.django_db(transaction=True)
