@@ -205,10 +205,8 @@ class _Deciding(ApiView):
     shape: ClassVar[type[Fields]] = Said
     how = How(Channel.TOKEN)
 
-    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        super().initial(request, *args, **kwargs)
-        # Before the transaction of an Idempotency-Key: a code that was used, and a guess that was wrong, must stay
-        # counted when the decision itself is refused and rolled back.
+    def prepare(self, request: Request) -> None:
+        # A code that was used, and a guess that was wrong, must stay counted when the decision itself is refused.
         self.how = how_of(request)
 
     def said(self, request: Request) -> dict[str, Any]:

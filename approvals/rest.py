@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.core.exceptions import ValidationError as ModelError
-from django.db import OperationalError, connection, transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 from django.http import Http404, HttpRequest, HttpResponseBase, JsonResponse, UnreadablePostError
 from django.utils.cache import patch_cache_control
 from django.views.decorators.csrf import csrf_exempt
@@ -239,6 +240,29 @@ else:
     _View = object
 
 
+@contextmanager
+def alone(key: str) -> Iterator[None]:
+    """Let nobody else do what has this key as long as the block runs. Raises StillWorking when somebody takes long.
+
+    A lock of the session, because the block has more than one transaction. A process that dies lets go of it.
+    """
+    name = [f"Idempotency-Key {key}"]
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(f"SET LOCAL lock_timeout = '{WAIT_FOR_TWIN}'")
+            cursor.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", name)
+    except OperationalError as error:
+        if getattr(error.__cause__, "sqlstate", None) == "55P03":  # lock_not_available
+            raise StillWorking from error
+        raise
+    try:
+        yield
+    finally:
+        # A connection that died has let go already.
+        with suppress(OperationalError, InterfaceError), connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", name)
+
+
 class Framed(_View):
     """Mixed in before a view of REST framework."""
 
@@ -274,14 +298,18 @@ class Framed(_View):
         """Whose Idempotency-Key it is: two callers may choose the same one."""
         return caller_of(request)
 
+    def prepare(self, request: Request) -> None:
+        """What has to stay whatever the handler makes of it; in no transaction, and not for a write done before."""
+
     def once(self, request: Request, handler: Handler, *args: Any, **kwargs: Any) -> Response:
         """A write with an Idempotency-Key is done once; the same request again is answered as the first was.
 
-        Key, work and answer are one transaction: of two at the same time the second waits for the first, and what
-        failed leaves no key behind and may be tried again.
+        Of two at the same time the second waits for the first. The work and its answer are one transaction: what failed
+        leaves no key behind and may be tried again.
         """
         key = request.headers.get("Idempotency-Key", "")
         if request.method not in WRITES or not key:
+            self.prepare(request)
             return handler(request, *args, **kwargs)
         if len(key) > LONGEST_KEY or not key.isprintable():
             raise exceptions.ValidationError(
@@ -291,31 +319,19 @@ class Framed(_View):
             b"\0".join([str(request.method).encode(), request.get_full_path().encode(), request.body])
         ).hexdigest()
         caller = self.whose_key(request)
-        try:
+        with alone(f"{caller} {key}"):
+            if stored := StoredAnswer.objects.filter(caller=caller, key=key).first():
+                return self._again(stored, digest)
+            self.prepare(request)
             with transaction.atomic():
-                with connection.cursor() as cursor:
-                    cursor.execute(f"SET LOCAL lock_timeout = '{WAIT_FOR_TWIN}'")
-                    cursor.execute(
-                        "INSERT INTO approvals_storedanswer (caller, key, request_digest, created_at)"
-                        " VALUES (%s, %s, %s, now()) ON CONFLICT (caller, key) DO NOTHING",
-                        [caller, key, digest],
-                    )
-                    is_first = cursor.rowcount == 1
-                    cursor.execute("SET LOCAL lock_timeout = DEFAULT")
-                if not is_first:
-                    return self._again(StoredAnswer.objects.get(caller=caller, key=key), digest)
                 answer = handler(request, *args, **kwargs)
                 if answer.status_code >= 400:
                     transaction.set_rollback(True)
                 else:
-                    StoredAnswer.objects.filter(caller=caller, key=key).update(
-                        status=answer.status_code, body=answer.data
+                    StoredAnswer.objects.create(
+                        caller=caller, key=key, request_digest=digest, status=answer.status_code, body=answer.data
                     )
-                return answer
-        except OperationalError as error:
-            if getattr(error.__cause__, "sqlstate", None) == "55P03":  # lock_not_available
-                raise StillWorking from error
-            raise
+            return answer
 
     def _again(self, stored: StoredAnswer, digest: str) -> Response:
         if stored.request_digest != digest:

@@ -74,7 +74,7 @@ def how(request: HttpRequest, at: dt.datetime) -> How:
 def how_by_token(request: HttpRequest, code: str, at: dt.datetime) -> How:
     """How the person of an API token decides: with `code`, verified and used up here, or with the token alone.
 
-    Call it outside of a transaction (in a view of approvals.rest: in `initial`, not in the handler).
+    Call it outside of a transaction (in a view of approvals.rest: in `prepare`, not in the handler).
     """
     alone = How(Channel.TOKEN)
     given = bool(code) and isinstance(request.user, User) and verify(request.user, code, at)

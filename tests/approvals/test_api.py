@@ -14,6 +14,7 @@ from approvals import policy, requests, scopes, tokens
 from approvals.models import ApprovalRequest, AuditEntry, Authenticator, Scope
 from approvals.policy import CONFLICTS, Role, Rule, Tier
 from approvals.subjects import SubjectRef
+from tests.approvals.test_requests import at_once
 from tests.authenticators import code_of, enrolled
 from tests.people import FRESH, person
 
@@ -167,6 +168,27 @@ def test_does_a_repeated_write_once(bob: User) -> None:
     assert answers[1].headers["Idempotent-Replayed"] == "true"
     assert AuditEntry.objects.filter(action="approval.signed").count() == 1
     assert signed(caller, request).json()["rule"] in ("over", "counted-once")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_answers_a_retry_of_a_signature_with_its_code_as_the_first_was() -> None:
+    """Whoever heard no answer sends the same again, code and all, perhaps while the first is still at work."""
+    carol = person("carol", Role.ARCHITECTURE)
+    caller, request = Caller(carol), ask(Tier.HIGH)
+    body, key = {"fingerprint": PRINT, "reason": "sound", "code": code_of(enrolled(carol))}, {"Idempotency-Key": "one"}
+
+    def send(**more: str) -> Any:
+        return caller.post(f"/{request.pk}/sign", key, **{**body, **more})
+
+    answers = [*at_once(send, send, send), send()]
+    assert [answer.status_code for answer in answers] == [200] * 4, [answer.content for answer in answers]
+    assert all(answer.json() == answers[0].json() for answer in answers)
+    assert sum("Idempotent-Replayed" in answer.headers for answer in answers) == 3
+    assert request.signatures.count() == 1
+    assert send(code="000000").status_code == 422
+    assert send(reason="other").status_code == 422
+    told = AuditEntry.objects.filter(action__startswith="signin.factor").order_by("sequence")
+    assert [one.action for one in told][1:] == ["signin.factor_given"], "no code was looked at twice"
 
 
 @pytest.mark.django_db
