@@ -97,6 +97,9 @@ class RequestRow(RequestRows):
 class RequestTold(RequestRow):
     """One request with what signers see and what the caller may do."""
 
+    ended = serializers.CharField(
+        allow_blank=True, help_text="What there is to do for whoever still wants it, when it ended without an approval."
+    )
     held = serializers.CharField(allow_blank=True, help_text="What would keep it from starting if it were approved.")
     missing = serializers.ListField(child=serializers.CharField(), help_text="The signatures that are still missing.")
     may = serializers.DictField(
@@ -105,7 +108,7 @@ class RequestTold(RequestRow):
     )
 
     class Meta(RequestRow.Meta):
-        fields = [*RequestRow.Meta.fields, "facts", "held", "missing", "may"]
+        fields = [*RequestRow.Meta.fields, "facts", "ended", "held", "missing", "may"]
         read_only_fields = fields
 
 
@@ -124,7 +127,7 @@ def told(row: ApprovalRequest, viewer: User) -> dict[str, Any]:
     page = pages.decision_page(row, viewer, now())
     row.missing = [need.of for need in page.needs]  # type: ignore[attr-defined]
     row.may = {one.name: str(getattr(page.may, one.name)) for one in dataclasses.fields(page.may)}  # type: ignore[attr-defined]
-    row.held = page.held  # type: ignore[attr-defined]
+    row.held, row.ended = page.held, page.ended  # type: ignore[attr-defined]
     return dict(RequestTold(row).data)
 
 

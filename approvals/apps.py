@@ -10,6 +10,6 @@ class ApprovalsConfig(AppConfig):
 
         occasion.follow_tasks()
         administering.watch()
-        subjects.register(policies.KIND, decided=policies.decided, describe=policies.describe)
+        subjects.register(policies.KIND, decided=policies.decided, describe=policies.describe, again=policies.AGAIN)
         post_migrate.connect(roles.prepare, sender=self, dispatch_uid="approvals.roles.prepare")
         signing_in.connect()

@@ -11,6 +11,7 @@ from django.contrib.auth.models import User
 
 from approvals import diff, forecasting, holding, policy, requests, roles, subjects
 from approvals.forecasting import Need
+from approvals.law import MOVES
 from approvals.models.request import ApprovalRequest, Comment, Signature
 from approvals.policy import PENDING, Decision, How, PersonFacts, RequestFacts, RequestState, Tier
 
@@ -49,6 +50,7 @@ class DecisionPage:
     state_in_words: str
     subject: subjects.Description | None
     held: str
+    ended: str
     what: str
     why: str
     proof: list[Item]
@@ -97,6 +99,7 @@ def decision_page(
         state_in_words=STATES[state],
         subject=subjects.describe(row.subject_kind, row.subject_id),
         held=f"If it is approved, it will still wait: {hold}" if hold and row.started_at is None else "",
+        ended=ended(state, row.subject_kind),
         what=str(facts.get("what") or row.title),
         why=str(facts.get("why", "")),
         proof=items(facts.get("proof")),
@@ -129,6 +132,13 @@ STATES: Mapping[RequestState, str] = {
     RequestState.EXPIRED: "expired",
     RequestState.VOID: "void",
 }
+
+
+def ended(state: RequestState, kind: str) -> str:
+    """What a request that ended without an approval means for whoever still wants it; empty while it lives."""
+    if MOVES[state]:
+        return ""
+    return f"{policy.CLOSED[state]} {subjects.again(kind)}".strip()
 
 
 def may_of(row: ApprovalRequest, viewer: PersonFacts, asked: RequestFacts, signatures: list[Signature]) -> May:

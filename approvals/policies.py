@@ -11,11 +11,12 @@ from django.db.models import Max
 from django.urls import reverse
 from django.utils.timezone import now
 
-from approvals import audit, requests, roles, rulebook, terms
+from approvals import audit, reminding, requests, roles, rulebook, terms
 from approvals.fingerprint import fingerprint
+from approvals.law import is_over
 from approvals.models.policy import PolicyVersion
 from approvals.models.request import ApprovalRequest
-from approvals.policy import ANYBODY_SENIOR, Category, Subject, Terms, Tier, required
+from approvals.policy import ANYBODY_SENIOR, PENDING, Category, RequestState, Subject, Terms, Tier, required
 from approvals.rulebook import DEFAULT, Document
 from approvals.subjects import Description, SubjectRef
 
@@ -104,7 +105,7 @@ def put_in_force(number: int) -> PolicyVersion | None:
         version = PolicyVersion.objects.select_for_update(no_key=True).get(number=number)
         request = ApprovalRequest.objects.about(KIND, number).order_by("-pk").first()
         held = terms.in_force()
-        if version.in_force_since is not None or request is None or version.instead_of != held.number:
+        if version.in_force_since is not None or request is None or request.policy_version != held.version:
             return None
         standing = requests.standing(request, _fingerprint(version, held))
         if not standing.satisfied:
@@ -141,11 +142,56 @@ def put_signed_in_force() -> int:
 def decided(number: int) -> None:
     """Somebody signed or refused a proposal."""
     put_in_force(number)
+    void_overtaken()
+
+
+def void_overtaken() -> int:
+    """Void the proposals that were asked under other terms than hold now, and tell who signed and who proposed them.
+
+    A proposal says what becomes otherwise than it is: once that has changed, it is not what people read and signed. How
+    many that were.
+    """
+    voided = 0
+    undecided = ApprovalRequest.objects.filter(
+        subject_kind=KIND, started_at=None, state__in=[*PENDING, RequestState.APPROVED]
+    )
+    for pk in list(undecided.exclude(policy_version=terms.in_force().version).values_list("pk", flat=True)):
+        with transaction.atomic():
+            terms.stay()
+            held = terms.in_force()
+            row = undecided.exclude(policy_version=held.version).select_for_update(no_key=True).filter(pk=pk).first()
+            if row is not None:
+                version = PolicyVersion.objects.select_related("proposed_by").get(number=row.subject_id)
+                because = why_overtaken(version, row, held)
+                requests.void(row, because, tell_signers=True)
+                subject = f"Your proposal is void: {version}"
+                lines = [because, "Its page offers to propose it again, compared with what is in force now."]
+                reminding.tell(row, [version.proposed_by], "overtaken", subject, lines=lines)
+                voided += 1
+    return voided
+
+
+def why_overtaken(version: PolicyVersion, row: ApprovalRequest, held: Terms) -> str:
+    if version.instead_of != held.number:
+        was = f"policy {version.instead_of}" if version.instead_of else "the policy as shipped"
+        return f"It was proposed in place of {was}, and policy {held.number} has come into force since."
+    return (
+        f"The settings beside the policy have changed since it was proposed: {row.policy_version} held then, "
+        f"{held.version} holds now."
+    )
 
 
 def describe(number: int) -> Description:
     version = PolicyVersion.objects.get(number=number)
     return Description(str(version), page_of(number), state_of(version, terms.in_force()))
+
+
+AGAIN = "Whoever still wants it proposes it again: the page of the policy offers that."
+
+
+def may_propose_again(version: PolicyVersion, request: ApprovalRequest | None, held: Terms) -> bool:
+    """Whether the document of a version can be asked for once more: it is not in force, nor being asked for."""
+    return version.number != held.number and (request is None or request.started_at is not None or is_over(request))
 
 
 def state_of(version: PolicyVersion, held: Terms) -> str:

@@ -171,6 +171,13 @@ class RequestState(StrEnum):
     VOID = "void"
 
 
+# What is said to whoever decides about a request that is not open any more, or wants to take a decision back.
+CLOSED = {
+    RequestState.APPROVED: "This request is approved already.",
+    RequestState.REJECTED: "This request is rejected, which ended it: nobody takes a rejection back, whoever gave it.",
+    RequestState.EXPIRED: "This request has expired, which ended it: nothing is approved by silence.",
+    RequestState.VOID: "This request is void: it was withdrawn, or is not about what is true any more.",
+}
 PENDING = frozenset({RequestState.OPEN, RequestState.CHANGES_ASKED})  # somebody has to decide
 
 
@@ -421,7 +428,7 @@ def _barred(person: PersonFacts, request: RequestFacts, decision: Decision) -> W
             "Changes are asked for. Nothing is approved until they are made or whoever asks takes that back.",
         )
     if request.state not in PENDING:
-        return Why(Rule.OVER, f"This request is {request.state}; only an open request can be signed.")
+        return Why(Rule.OVER, CLOSED[request.state])
     if request.expired:
         return Why(Rule.EXPIRED, "This request has expired. It has to be asked for again.")
     if person.id == request.proposed_by:

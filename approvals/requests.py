@@ -262,7 +262,11 @@ def decide(
         refuse_unseen(row, seen)
         if row.state in PENDING and row.policy_version != policy_version():
             raise Refused(
-                Why(Rule.POLICY_CHANGED, "The policy has changed since this was asked. It will be asked again.")
+                Why(
+                    Rule.POLICY_CHANGED,
+                    "The policy has changed since this was asked. A change of a service is asked again by itself; a "
+                    "policy has to be proposed again.",
+                )
             )
         known = signers.everybody_locked(row, at, also=[person.pk])
         signer, approving = known[person.pk], signers.sift(row, at, known)
@@ -391,7 +395,7 @@ def why_not_revoke(row: ApprovalRequest, person: PersonFacts, *, has_decided: bo
     if row.started_at is not None:
         return Why(Rule.STARTED, "What this allowed has begun, so nothing is taken back any more. Stop it instead.")
     if is_over(row):
-        return Why(Rule.OVER, f"This request is {row.state}; there is nothing to take back.")
+        return Why(Rule.OVER, policy.CLOSED[RequestState(row.state)])
     if not has_decided:
         return Why(Rule.NOTHING_DECIDED, f"{person.name} has decided nothing here that could be taken back.")
     return NOTHING if person.active else Why(Rule.INACTIVE, f"The account of {person.name} is not active.")

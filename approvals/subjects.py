@@ -47,6 +47,7 @@ class Subject:
     decided: Callable[[int], None]
     describe: Callable[[int], Description]
     forecast: Callable[[int], Forecast] | None = None
+    again: str = ""
 
 
 KNOWN: dict[str, Subject] = {}
@@ -58,16 +59,23 @@ def register(
     decided: Callable[[int], None],
     describe: Callable[[int], Description],
     forecast: Callable[[int], Forecast] | None = None,
+    again: str = "",
 ) -> None:
     """Make `kind` known. `decided(id)` is called after commit whenever a request of that kind leaves its state;
-    `forecast(id)` answers who will have to sign before anybody is asked."""
-    KNOWN[kind] = Subject(decided, describe, forecast)
+    `forecast(id)` answers who will have to sign before anybody is asked; `again` tells in a sentence what there is to
+    do when a request has ended without an approval and somebody still wants it."""
+    KNOWN[kind] = Subject(decided, describe, forecast, again)
 
 
 def tell(kind: str, subject_id: int) -> None:
     """Wake whoever waits for a decision. A kind nobody registered is nobody's to wake."""
     if subject := KNOWN.get(kind):
         subject.decided(subject_id)
+
+
+def again(kind: str) -> str:
+    """What there is to do when a request about this kind has ended without an approval; empty when nobody says."""
+    return KNOWN[kind].again if kind in KNOWN else ""
 
 
 def describe(kind: str, subject_id: int) -> Description | None:

@@ -12,12 +12,13 @@ from approvals.models import StoredAnswer
 
 @shared_task(name="approvals.tasks.expire")
 def expire() -> int:
-    """Remind of requests that wait, escalate and expire them, put signed policies in force, close emergency doors that
-    lapsed; forget old letters and answers. Repeats harmlessly.
+    """Remind of requests that wait, escalate and expire them, put signed policies in force, void overtaken proposals,
+    close emergency doors that lapsed; forget old letters and answers. Repeats harmlessly.
     """
     StoredAnswer.objects.forget_old(now())
     telling.forget_old(now())
     policies.put_signed_in_force()
+    policies.void_overtaken()
     breaking_glass.lapse_due(now())
     return reminding.run(now())
 

@@ -10,6 +10,12 @@ class ImprovementsConfig(AppConfig):
         from improvements.governance import emergencies
         from monitoring.exporting import register
 
-        subjects.register("improvement", decided=deciding.wake, describe=deciding.describe, forecast=approving.forecast)
+        subjects.register(
+            "improvement",
+            decided=deciding.wake,
+            describe=deciding.describe,
+            forecast=approving.forecast,
+            again=deciding.AGAIN,
+        )
         register("rollouts", exporting.rollouts)
         emergencies.watch()

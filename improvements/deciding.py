@@ -7,6 +7,8 @@ from django.db.models.functions import Now
 from approvals.subjects import Description
 from improvements.models import Improvement, State
 
+AGAIN = "It is suggested again when analysis finds the same in other code; that is another request then."
+
 
 def wake(pk: int) -> None:
     """Let the improvement look at its request now; the next tick takes its step."""

@@ -70,25 +70,33 @@ class PolicyVersionAdmin(ReadOnly, PolicyModelAdmin):
         if not self.has_view_permission(request, version):
             raise PermissionDenied
         before, document = policies.predecessor_of(version), Document.model_validate(version.document)
+        held, asked = terms.in_force(), ApprovalRequest.objects.about(policies.KIND, version.number)
+        row = asked.order_by("-pk").first()
+        again = policies.may_propose_again(version, row, held) and policies.may_propose(signed_in(request))
         context = {
             "version": version,
-            "state": policies.state_of(version, terms.in_force()),
-            "request_row": ApprovalRequest.objects.about(policies.KIND, version.number).order_by("-pk").first(),
+            "state": policies.state_of(version, held),
+            "request_row": row,
+            "may_propose_again": again,
             "text": document.as_text(),
             **compared(before, document),
         }
         return self.page(request, "page", str(version), context)
 
     def propose(self, request: HttpRequest) -> HttpResponse:
-        """Edit the policy in force, look at what that changes, and ask for it."""
+        """Edit the policy in force, or take the version ?again=, look at what that changes, and ask for it."""
         person = signed_in(request)
         if not policies.may_propose(person):
             raise PermissionDenied
         held = terms.in_force()
+        again = self.get_object(request, request.GET.get("again", ""))
         text, because = held.document.as_text(), ""
-        context: dict[str, Any] = {"held": held}
+        context: dict[str, Any] = {"held": held, "again": again}
         if request.method == "POST":
             text, because = request.POST.get("document", ""), request.POST.get("because", "")
+        elif again:
+            text, because = Document.model_validate(again.document).as_text(), again.because
+        if request.method == "POST" or again:
             try:
                 document = rulebook.parse(text)
                 if "propose" in request.POST:

@@ -155,8 +155,11 @@ def test_asks_for_changes_takes_that_back_and_comments(bob: User) -> None:
     assert request.comments.get().text == "Looks small."
     assert caller.post(f"/{request.pk}/comments", text="").status_code == 400
     assert signed(caller, request, "reject", reason="Not now.").json()["state"] == "rejected"
-    over = signed(caller, request)
-    assert (over.status_code, over.json()["rule"]) == (409, "over")
+    for what, body in (("sign", {"fingerprint": PRINT}), ("revoke", {})):
+        over = caller.post(f"/{request.pk}/{what}", reason="After all.", **body)
+        assert (over.status_code, over.json()["rule"]) == (409, "over")
+        assert "nobody takes a rejection back" in over.json()["detail"]
+    assert caller.get(f"/{request.pk}").json()["ended"].startswith("This request is rejected, which ended it")
 
 
 @pytest.mark.django_db

@@ -11,10 +11,12 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import InternalError, connection, transaction
 from django.db.utils import IntegrityError, OperationalError
+from django.test import Client
+from django.urls import reverse_lazy
 from django.utils.timezone import now
 
 from approvals import policies, policy, requests, roles, rulebook, subjects, tasks, terms
-from approvals.models import ApprovalRequest, AuditEntry, PersonSettings, PolicyVersion
+from approvals.models import ApprovalRequest, AuditEntry, Letter, PersonSettings, PolicyVersion
 from approvals.policies import NotProposed
 from approvals.policy import Role, Tier
 from approvals.rulebook import DEFAULT, PolicyError
@@ -22,6 +24,7 @@ from approvals.subjects import SubjectRef
 from tests.people import FRESH, person
 
 pytestmark = pytest.mark.django_db
+PROPOSE = reverse_lazy("admin:approvals_policy_propose")
 
 
 def document(expire_after_hours: float = 30, **services: Any) -> rulebook.Document:
@@ -191,10 +194,62 @@ def test_lets_one_of_two_proposals_win(bob: User, carol: User, dave: User) -> No
     policies.decided(second.number)
     assert terms.in_force().number == 2
     late = ApprovalRequest.objects.get(subject_kind="policy", subject_id=first.number)
-    with pytest.raises(requests.Refused, match="policy has changed"):
+    with pytest.raises(requests.Refused, match="is void"):
         sign(late, dave)
     assert policies.put_in_force(first.number) is None
     assert policies.state_of(first, terms.in_force()) == "overtaken by another"
+
+
+def told(words: str) -> list[str]:
+    return sorted(Letter.objects.filter(subject__startswith=words).values_list("person__username", flat=True))
+
+
+@pytest.mark.parametrize("what", ["another policy", "a setting"])
+def test_voids_a_proposal_when_what_it_was_compared_with_changes(
+    what: str, bob: User, carol: User, dave: User, settings: Any, client: Client
+) -> None:
+    for one in (bob, carol, dave):
+        User.objects.filter(pk=one.pk).update(email=f"{one}@example.org")
+    version, request = proposed(bob)
+    sign(request, carol)
+    if what == "another policy":
+        put(carol, dave, bob, expire_after_hours=20)
+        because = "in place of the policy as shipped, and policy 2 has come into force since"
+    else:
+        settings.SELF_BUILD_APPROVAL_REQUIRED = "low"
+        with pytest.raises(requests.Refused, match="a policy has to be proposed again"):
+            sign(request, dave)
+        tasks.expire()
+        because = "The settings beside the policy have changed since it was proposed"
+    assert policies.void_overtaken() == 0
+    request.refresh_from_db()
+    assert request.state == "void"
+    assert because in request.because
+    assert not request.signatures.standing().exists()
+    assert (told("Your signature is void"), told("Your proposal is void")) == (["carol"], ["bob"])
+    assert ApprovalRequest.objects.filter(state="approved").count() == (what == "another policy"), "what is in force"
+
+    client.force_login(bob)
+    page = client.get(policies.page_of(version.number)).content.decode()
+    assert because in page
+    assert f"{PROPOSE}?again=1" in page
+    again = client.get(f"{PROPOSE}?again=1").content.decode()
+    assert "Policy 1 once more" in again
+    sent = {"document": document().as_text(), "because": version.because, "propose": "1"}
+    assert client.post(f"{PROPOSE}?again=1", sent).status_code == 302
+    assert ApprovalRequest.objects.get(subject_kind="policy", state="open").proposed_by == bob
+    assert f"{PROPOSE}?again" in client.get(policies.page_of(version.number)).content.decode()
+
+
+def test_offers_nothing_again_that_waits_or_is_in_force(bob: User, carol: User, dave: User, client: Client) -> None:
+    client.force_login(bob)
+    version, request = proposed(bob)
+    assert "Propose it again" not in client.get(policies.page_of(version.number)).content.decode()
+    sign(request, carol, dave)
+    policies.decided(version.number)
+    assert "Propose it again" not in client.get(policies.page_of(version.number)).content.decode()
+    put(bob, dave, carol, expire_after_hours=20)
+    assert "Propose it again" in client.get(policies.page_of(version.number)).content.decode()
 
 
 def test_goes_back_the_same_way(bob: User, carol: User, dave: User) -> None:
