@@ -29,6 +29,7 @@ BREAKERS = frozenset({Role.ON_CALL, Role.LEAD, Role.ARCHITECTURE, Role.CTO})
 REVIEWERS = frozenset({Role.LEAD, Role.ARCHITECTURE, Role.CTO})
 ANSWERABLE = (RequestState.OPEN, RequestState.APPROVED)  # what may still go ahead
 LONGEST_TEXT = 4_000  # characters of a reason or of notes
+LONGEST_TICKET = 200
 # A worker may die between preparing the rollout and moving on. So long the same request goes on with what it began.
 RESUME_WITHIN = dt.timedelta(minutes=10)
 
@@ -109,6 +110,7 @@ def open_glass(
     if not reason.strip() or not ticket.strip():
         raise Refused("Break-glass needs a reason and a ticket: everybody will ask what the emergency was.")
     refuse_too_long(reason)
+    refuse_too_long(ticket, longest=LONGEST_TICKET)
     with transaction.atomic():
         row = locked_request(request.pk)
         found = BreakGlass.objects.live().select_related("request", "opened_by", "confirmed_by")
@@ -124,7 +126,7 @@ def open_glass(
             request=row,
             fingerprint=row.fingerprint,
             reason=reason.strip(),
-            ticket=ticket.strip()[:200],
+            ticket=ticket.strip(),
             opened_by=person,
             opened_at=at,
         )
@@ -318,9 +320,10 @@ def facts_of(row: ApprovalRequest, at: dt.datetime, *, opened_by: int | None = N
     )
 
 
-def refuse_too_long(text: str) -> None:
-    if len(text) > LONGEST_TEXT:
-        raise Refused(f"A text has at most {LONGEST_TEXT} characters here, and this has {len(text)}.")
+def refuse_too_long(text: str, *, longest: int = LONGEST_TEXT) -> None:
+    if len(text.strip()) > longest:
+        what = "A text" if longest == LONGEST_TEXT else "A ticket"
+        raise Refused(f"{what} has at most {longest} characters here, and this has {len(text.strip())}.")
 
 
 def refuse(person: PersonFacts, facts: Facts, how: How) -> None:

@@ -264,6 +264,7 @@ class RequestFacts:
     proposed_by: int | None = None
     edited_by: frozenset[int] = frozenset()
     signers: tuple[PersonFacts, ...] = ()
+    because: str = ""  # why it is in this state
 
 
 class Rule(StrEnum):
@@ -428,7 +429,7 @@ def _barred(person: PersonFacts, request: RequestFacts, decision: Decision) -> W
             "Changes are asked for. Nothing is approved until they are made or whoever asks takes that back.",
         )
     if request.state not in PENDING:
-        return Why(Rule.OVER, CLOSED[request.state])
+        return Why(Rule.OVER, f"{CLOSED[request.state]} {request.because}".strip())
     if request.expired:
         return Why(Rule.EXPIRED, "This request has expired. It has to be asked for again.")
     if person.id == request.proposed_by:

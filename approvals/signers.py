@@ -38,6 +38,7 @@ def facts_of(row: ApprovalRequest, signers: Iterable[PersonFacts], at: dt.dateti
         proposed_by=row.proposed_by_id,
         edited_by=frozenset(user.pk for user in row.edited_by.all()),
         signers=tuple(signers),
+        because=row.because,
     )
 
 

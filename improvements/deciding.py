@@ -7,7 +7,10 @@ from django.db.models.functions import Now
 from approvals.subjects import Description
 from improvements.models import Improvement, State
 
-AGAIN = "It is suggested again when analysis finds the same in other code; that is another request then."
+AGAIN = (
+    "An improvement that goes on is asked about anew by itself; one that ended is suggested again when analysis finds "
+    "the same in other code."
+)
 
 
 def wake(pk: int) -> None:

@@ -15,7 +15,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 
 from approvals import audit, deputies, policy, requests, subjects
-from approvals.models import ApprovalRequest, AuditEntry
+from approvals.models import ApprovalRequest, AuditEntry, Comment, Signature
 from approvals.policy import Role, Tier
 from approvals.subjects import Description, SubjectRef
 from tests.people import FRESH, give_second_factor, person
@@ -159,6 +159,21 @@ def test_tells_which_rule_refused_and_keeps_the_text(alice: User, carol: User, m
     assert "my long thoughts" in kept
     assert "choose one of the buttons" in decide(as_person(carol), other, "delete")
     assert set(ApprovalRequest.objects.values_list("state", flat=True)) == {"open"}
+
+
+@pytest.mark.parametrize("decision", ["approve", "reject", "ask-for-changes", "comment"])
+def test_refuses_a_text_that_is_too_long_in_words(decision: str, carol: User) -> None:
+    said = decide(as_person(carol), ask(), decision, reason="x" * 4001)
+    assert "Not recorded. A text has at most 4000 characters here, and this has 4001." in said
+    assert not Signature.objects.exists()
+    assert not Comment.objects.exists()
+
+
+def test_says_that_a_rejection_stays_and_what_to_do(carol: User) -> None:
+    request = ask()
+    decide(as_person(carol), request, "reject", reason="not now")
+    assert "nobody takes a rejection back, whoever gave it" in as_person(carol).get(page_of(request)).content.decode()
+    assert "nobody takes a rejection back" in decide(as_person(carol), request, "revoke", reason="yes after all")
 
 
 def test_offers_no_button_to_who_may_not(alice: User, mallory: User) -> None:

@@ -138,6 +138,19 @@ def test_says_which_rule_refused(who: str, tier: Tier, what: str, body: dict[str
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("what", ["sign", "reject", "changes", "revoke", "comments"])
+def test_refuses_a_text_that_is_too_long_in_words(what: str, bob: User) -> None:
+    field = "text" if what == "comments" else "reason"
+    refused = Caller(bob).post(f"/{ask().pk}/{what}", **{"fingerprint": PRINT, field: "x" * 4001})
+    assert refused.status_code == 400
+    (mistake,) = refused.json()["errors"]
+    assert (mistake["pointer"], mistake["detail"]) == (
+        f"/{field}",
+        "Ensure this field has no more than 4000 characters.",
+    )
+
+
+@pytest.mark.django_db
 def test_knows_each_rule_as_the_person_s_or_the_request_s() -> None:
     personal = {"inactive", "program", "proposed", "edited", "no-role", "second-factor", "no-reason", "too-long"}
     assert {str(rule) for rule in Rule} == personal | {str(rule) for rule in CONFLICTS}

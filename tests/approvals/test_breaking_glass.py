@@ -186,7 +186,13 @@ def test_passes_no_rejection(bob: User, carol: User, erin: User) -> None:
 
 def test_wants_a_reason_a_ticket_and_what_was_seen(bob: User) -> None:
     request = ask(subject=SHOP)
-    for given, why in [({"reason": " "}, "a reason"), ({"ticket": ""}, "a ticket"), ({"seen": "e" * 64}, "looked at")]:
+    for given, why in [
+        ({"reason": " "}, "a reason"),
+        ({"reason": "x" * 4001}, "A text has at most 4000 characters"),
+        ({"ticket": ""}, "a ticket"),
+        ({"ticket": "x" * 201}, "A ticket has at most 200 characters here, and this has 201"),
+        ({"seen": "e" * 64}, "looked at"),
+    ]:
         with pytest.raises(Refused, match=why):
             open_glass(request, bob, **given)
     assert not BreakGlass.objects.exists()

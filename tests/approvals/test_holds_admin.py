@@ -134,6 +134,14 @@ def test_leads_two_people_through_it(told: Any, bob: User, erin: User, carol: Us
     assert "rr-alarm" not in text_of(third.get("/admin/"))
 
 
+def test_refuses_a_ticket_that_is_too_long_in_words(bob: User) -> None:
+    request, data = ask(subject=SHOP), {"reason": "The shop is down.", "ticket": "x" * 201, "fingerprint": PRINT}
+    said = text_of(signed_in(bob).post(f"{GLASSES}open/{request.pk}/", data))
+    assert "Not opened. A ticket has at most 200 characters" in said
+    assert "The shop is down." in said
+    assert not BreakGlass.objects.exists()
+
+
 @pytest.mark.parametrize("how", ["open", "confirm"])
 def test_wants_a_fresh_second_factor(bob: User, erin: User, how: str) -> None:
     request = ask(subject=SHOP)

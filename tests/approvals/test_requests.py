@@ -350,6 +350,16 @@ def test_waits_until_nobody_asks_for_changes_any_more(carol: User, dave: User) -
     assert requests.revoke(request, person=dave, how=FRESH).state == "open"
 
 
+def test_tells_the_author_every_time_somebody_asks_for_changes(alice: User, carol: User, dave: User) -> None:
+    User.objects.filter(pk=alice.pk).update(email="alice@example.org")
+    request = change(ask(Tier.CRITICAL, proposed_by=alice), carol)
+    change(request, dave, "and faster")
+    requests.revoke(request, person=carol, how=FRESH)
+    change(request, carol, "smaller still")
+    letters = Letter.objects.filter(person=alice, subject__startswith="Changes are asked for").order_by("pk")
+    assert [letter.lines[1] for letter in letters] == ["smaller", "and faster", "smaller still"]
+
+
 def test_is_held_up_by_nobody_who_may_not_sign_any_more(carol: User) -> None:
     request = change(ask(), carol)
     roles.revoke(carol, Role.ARCHITECTURE)
@@ -515,6 +525,21 @@ def test_counts_a_double_click_once() -> None:
     assert Signature.objects.count() == 1
     request.refresh_from_db()
     assert request.state == "open"
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("turn", range(2))
+def test_takes_one_decision_of_a_person_with_two_tabs(turn: int) -> None:
+    carol, request = person("carol", Role.ARCHITECTURE), ask()
+    tabs = {"approved": requests.approve, "rejected": requests.reject}
+    results = at_once(
+        *[lambda act=act: act(request, person=carol, how=FRESH, reason="read", seen=PRINT) for act in tabs.values()]
+    )
+    request.refresh_from_db()
+    won = [state for state, result in zip(tabs, results, strict=True) if isinstance(result, ApprovalRequest)]
+    assert won == [request.state]
+    assert sum(isinstance(result, Refused) for result in results) == 1
+    assert Signature.objects.count() == 1
 
 
 @pytest.mark.django_db(transaction=True)

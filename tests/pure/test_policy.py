@@ -9,7 +9,6 @@ import pytest
 
 from approvals import policy, rulebook
 from approvals.policy import (
-    PENDING,
     Allowed,
     Category,
     Channel,
@@ -61,6 +60,7 @@ REQUIRED = {
 }
 # Tier → who may sign it when everybody is asked.
 MAY_SIGN = {Tier.LOW: {LEAD}, Tier.MEDIUM: {LEAD}, Tier.HIGH: {ARCHITECTURE}, Tier.CRITICAL: SENIOR}
+NEVER_SIGN = {Role.ON_CALL, Role.VIEWER}
 
 PAT, QUINN, OTHER = 1, 2, 3  # who asks; whose deputy pat may be; somebody else
 # How pat and quinn stand to a change → whether pat's own role counts, whether one lent by quinn does, and a word of the
@@ -81,7 +81,17 @@ RELATIONS: dict[str, tuple[bool, bool, str]] = {
     "is of another service": (False, True, "no say in"),
 }
 RIGHTS = ("own", "lent")
-STATES = (*(str(state) for state in RequestState), "overdue")
+APPROVE, REJECT, ASK = Decision.APPROVE, Decision.REJECT, Decision.ASK_FOR_CHANGES
+# State → which decisions can be made in it at all.
+STATES: dict[str, set[Decision]] = {
+    "open": {APPROVE, REJECT, ASK},
+    "changes-asked": {REJECT, ASK},
+    "approved": set(),
+    "rejected": set(),
+    "expired": set(),
+    "void": set(),
+    "overdue": set(),  # open, and its time is up, and nobody has written that down yet
+}
 
 
 @pytest.mark.parametrize("tier", Tier)
@@ -100,6 +110,15 @@ def test_asks_the_people_of_the_table(tier: Tier, threshold: Tier, all_pass: boo
 def test_has_a_row_for_every_tier() -> None:
     assert set(rulebook.DEFAULT.tiers) == set(rulebook.FLOOR.tiers) == set(Tier)
     assert set(policy.TITLES) == set(Role)
+
+
+def test_has_a_row_for_every_role_tier_state_and_decision() -> None:
+    """Whoever adds one says here what it may, and what may be done in it."""
+    assert set(MAY_SIGN) == set(Tier)
+    assert set().union(*MAY_SIGN.values()) | NEVER_SIGN == set(Role)
+    assert set(STATES) == {str(state) for state in RequestState} | {"overdue"}
+    assert set().union(*STATES.values()) == set(Decision)
+    assert set(policy.CLOSED) | {"overdue"} == {state for state, can in STATES.items() if not can}
 
 
 def test_changes_its_version_with_the_setting() -> None:
@@ -155,9 +174,8 @@ def test_lets_exactly_the_right_people_sign() -> None:
         pat, request = scene(*row)
         own_counts, lent_counts, word = RELATIONS[relation]
         for decision in Decision:
-            states = (RequestState.OPEN,) if decision is Decision.APPROVE else tuple(PENDING)
             counts = own_counts if right == "own" else lent_counts
-            expected = role in MAY_SIGN[tier] and counts and state in states
+            expected = role in MAY_SIGN[tier] and counts and decision in STATES[state]
             answer = may_sign(pat, request, decision=decision, reason="It is sound.")
             assert isinstance(answer, Allowed) == expected, (*row, answer)
             if isinstance(answer, Allowed):
@@ -166,7 +184,7 @@ def test_lets_exactly_the_right_people_sign() -> None:
                 assert (answer.on_behalf_of is None) == (right == "own"), row
             else:
                 assert answer.why.endswith("."), row
-                barred_first = state not in states and relation not in ("is inactive", "is a program")
+                barred_first = decision not in STATES[state] and relation not in ("is inactive", "is a program")
                 if not counts and not barred_first and (right == "lent" or not own_counts):
                     assert word in answer.why, (*row, answer.why)
 
@@ -229,9 +247,9 @@ def test_finds_the_seating_that_satisfies_most() -> None:
 
 def test_never_lets_a_viewer_or_on_call_sign() -> None:
     for tier in Tier:
-        assert not MAY_SIGN[tier] & {Role.VIEWER, Role.ON_CALL}
+        assert not MAY_SIGN[tier] & NEVER_SIGN
         wanted = frozenset[Role]().union(*required(tier, approval_required=Tier.LOW).signatures)
-        assert not wanted & {Role.VIEWER, Role.ON_CALL}
+        assert not wanted & NEVER_SIGN
 
 
 def test_says_in_words_who_must_sign() -> None:
