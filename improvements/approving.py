@@ -103,9 +103,10 @@ def await_approval(improvement: Improvement) -> Outcome | Waiting:
 
 # What the step says when nothing may start.
 UNSATISFIED: Mapping[StandingState, Callable[[str, tuple[Evidence, ...]], Outcome | Waiting]] = {
-    StandingState.WAITING: lambda why, _: Waiting(why, seconds=2),
-    StandingState.CHANGES_ASKED: lambda why, _: Waiting(why, seconds=2),
-    # A freeze that is lifted, or broken glass, is seen soon enough; the error budget is not asked all the time.
+    # Whoever decides wakes it at once. What got worse, a freeze that is lifted and broken glass are seen soon enough;
+    # a month of the error budget is not read all the time.
+    StandingState.WAITING: lambda why, _: Waiting(why, seconds=10),
+    StandingState.CHANGES_ASKED: lambda why, _: Waiting(why, seconds=10),
     StandingState.HELD: lambda why, _: Waiting(why, seconds=10),
     StandingState.VOID: lambda why, _: Waiting(f"asked again: {why}", seconds=0),
     StandingState.EXPIRED: lambda why, evidence: Outcome(Verdict.FAIL, why, evidence, ending="expired"),

@@ -49,6 +49,17 @@ def spent(service: Service, at: datetime) -> Spent | None:
     return found if found and found.requests >= LEAST_REQUESTS else None
 
 
+def left(service: Service, at: datetime) -> float | None:
+    """The share of the error budget that is left, 0 or less exactly when it is gone; None when too little is known.
+
+    What is known is the same that `holds` goes by: as few failures as leave a budget untouched say nothing here either.
+    """
+    found = spent(service, at)
+    if found is None or (found.share >= 1 and found.back_at is None):
+        return None
+    return 1.0 - found.share
+
+
 def holds(scope: str, at: datetime) -> Finding:
     """Whether the error budget of the service `scope` holds rollouts. What is not known is said, and holds nothing."""
     service = Service.objects.active().filter(name=scope).first()

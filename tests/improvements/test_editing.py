@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -16,10 +17,11 @@ from improvements import authoring, circumstances, editing, releasing
 from improvements.editing import CannotEdit
 from improvements.models import Improvement, LostRace, State
 from improvements.outcome import Outcome, Verdict
+from monitoring import budgeting
 from monitoring.models import QualityReport
 from tests.improvements.world import Shop
 from tests.monitoring.factories import MANIFEST, samples
-from tests.people import FRESH
+from tests.people import FRESH, give_second_factor
 
 pytestmark = pytest.mark.django_db
 
@@ -106,6 +108,24 @@ def test_tells_the_signers_and_lets_nobody_sign_their_own_edit(shop: Shop, carol
         requests.approve(again, person=carol, how=FRESH, reason="Mine.")
 
 
+def test_takes_no_signature_from_a_tab_that_shows_the_patch_before_it_was_edited(
+    shop: Shop, bob: User, carol: User, client: Client
+) -> None:
+    shop.propose(**HIGH)
+    shop.tick()
+    request = ApprovalRequest.objects.get()
+    page = f"/admin/approvals/approvalrequest/{request.pk}/change/"
+    client.force_login(carol)
+    give_second_factor(client)
+    assert request.fingerprint in client.get(page).content.decode()
+    edit(shop, bob)
+    sent = {"decision": "approve", "reason": "I read it.", "fingerprint": request.fingerprint}
+    said = client.post(page, sent).content.decode()
+    assert "Not recorded. This request is void" in said
+    assert "bob edited the patch: smaller, as carol asked" in said
+    assert not request.signatures.exists()
+
+
 def named(path: str, old: str = "price = 1") -> str:
     return EDITED.replace("app.py", path).replace("-price = 1", f"-{old}")
 
@@ -184,6 +204,15 @@ def test_voids_a_signature_when_the_branch_has_a_new_vulnerability(shop: Shop, c
     assert "CVE-1," not in old.because
 
 
+def test_counts_a_change_as_security_while_a_vulnerability_is_open(shop: Shop) -> None:
+    shop.propose()
+    report(shop, "sarif", {"vulnerabilities": 1, "vulnerable": ["CVE-1"]}, shop.improvement.base_commit)
+    assert shop.tick() is State.AWAITING_APPROVAL
+    request = ApprovalRequest.objects.get()
+    assert (request.tier, "security" in request.categories) == ("low", True)
+    assert "A change about security never goes ahead without a person" in request.needs.reason
+
+
 def test_knows_checks_that_fail_of_branch_and_patch(shop: Shop) -> None:
     shop.propose()
     assert circumstances.read(shop.improvement, timezone.now()).failing_checks == frozenset()
@@ -197,13 +226,16 @@ def test_knows_checks_that_fail_of_branch_and_patch(shop: Shop) -> None:
     }
 
 
-@pytest.mark.parametrize(("failed", "left"), [(0.0, 1.0), (0.0005, 0.5), (0.001, 0.0), (0.003, -2.0)])
-def test_knows_what_is_left_of_the_error_budget(shop: Shop, failed: float, left: float) -> None:
-    at = timezone.now()
-    assert circumstances.budget_left(shop.service, at) is None, "nothing is known without traffic"
-    samples(shop.service, "requests_per_second", [10.0] * 20, until=at)
-    samples(shop.service, "error_ratio", [failed] * 20, until=at)
-    # A single endpoint's series is a part of the service's.
-    samples(shop.service, "error_ratio", [1.0] * 20, until=at, endpoint="/players")
-    assert circumstances.budget_left(shop.service, at) == pytest.approx(left, abs=1e-9)
-    assert circumstances.read(shop.propose(), at).budget_exhausted == (left <= 1e-9)
+def test_knows_the_same_error_budget_that_holds_a_rollout(shop: Shop) -> None:
+    at, whole = timezone.now(), {"endpoint": "*", "method": "*"}
+    shop.propose()
+    assert circumstances.read(shop.improvement, at).budget_left is None, "nothing is known without traffic"
+    # In the first and in the last minute of the period, a thousand requests in all.
+    for until, failed in ((at - timedelta(days=28) + timedelta(minutes=2), 0.0), (at, 0.5)):
+        samples(shop.service, "requests_per_second", [500.0], until=until, **whole)
+        samples(shop.service, "error_ratio", [failed], until=until, **whole)
+        # A single endpoint's series is a part of the service's.
+        samples(shop.service, "error_ratio", [1.0], until=until, endpoint="/players")
+    known = circumstances.read(shop.improvement, at)
+    assert known.budget_exhausted
+    assert "is gone: 250 of 1,000" in str(budgeting.holds(shop.service.name, at).hold)

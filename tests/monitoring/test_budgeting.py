@@ -38,6 +38,7 @@ def test_holds_when_the_budget_is_gone_and_says_when_it_is_back() -> None:
     assert hold is not None
     assert "The error budget of shop is gone: 1,710 of 60,600 requests failed" in hold.why
     assert "what 99% over 7 days allows" in hold.why
+    assert budgeting.left(Service.objects.get(), T0) == pytest.approx(1 - 1710 / 606, abs=0.001)
     # Two of the three must leave the period.
     assert hold.until == T0 - timedelta(minutes=51) + timedelta(days=7)
 
@@ -50,21 +51,25 @@ def test_lets_reliability_fixes_and_rollbacks_through(fix: bool, rollback: bool)
 
 
 @pytest.mark.parametrize(
-    ("ratios", "per_second", "note"),
+    ("ratios", "per_second", "note", "left"),
     [
-        ([0.009] * 10, 10.0, False),  # within the budget
-        ([], 10.0, True),  # never measured
-        ([0.5], 0.5, True),  # 60 requests say nothing
-        ([0.0, 0.07], 1.0, False),  # 4 of 180 failed: more than 1 %, and no incident
+        ([0.009] * 10, 10.0, False, 1 - 54 / 66),  # within the budget
+        ([], 10.0, True, None),  # never measured
+        ([0.5], 0.5, True, None),  # 60 requests say nothing
+        ([0.0, 0.07], 1.0, False, None),  # 4 of 180 failed: more than 1 %, and no incident
     ],
 )
-def test_holds_nothing_where_it_lasts_or_is_not_known(ratios: list[float], per_second: float, note: bool) -> None:
+def test_holds_nothing_where_it_lasts_or_is_not_known(
+    ratios: list[float], per_second: float, note: bool, left: float | None
+) -> None:
     one = service()
     if ratios:
         traffic(one, ratios, per_second=per_second)
     found = holding.look("shop", T0, is_reliability_fix=False)
     assert found.hold is None
     assert ("is not known" in found.note) is note
+    known = budgeting.left(one, T0)
+    assert known == (None if left is None else pytest.approx(left, abs=0.001))
 
 
 def test_gives_a_young_service_the_budget_of_its_whole_period() -> None:
