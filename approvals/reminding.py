@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime as dt
 import logging
 
-from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import transaction
 from django.urls import reverse
@@ -33,11 +32,8 @@ def timers(scope: str, tier: Tier) -> Row:
 
 
 def expiry(scope: str, tier: Tier, at: dt.datetime) -> dt.datetime:
-    """When a request asked at `at` expires: after the policy's working hours for its tier, or APPROVAL_EXPIRY_HOURS
-    of them where that is less.
-    """
-    hours = min(timers(scope, tier).expire_after_hours, float(settings.APPROVAL_EXPIRY_HOURS))
-    return WorkingHours.objects.of(scope).after(at, dt.timedelta(hours=hours))
+    """When a request asked at `at` expires: after the policy's working hours for its tier."""
+    return WorkingHours.objects.of(scope).after(at, dt.timedelta(hours=timers(scope, tier).expire_after_hours))
 
 
 def run(at: dt.datetime) -> int:

@@ -178,7 +178,6 @@ ROLLOUT_STEP_REQUESTS = read(
 )
 BAKE_SECONDS = read("BAKE_SECONDS", 600, whole(1, 86400), "seconds, 1 to 86400")
 WATCH_SECONDS = read("WATCH_SECONDS", 3600, whole(1, 86400), "seconds, 1 to 86400")
-APPROVAL_EXPIRY_HOURS = read("APPROVAL_EXPIRY_HOURS", 72, whole(1, 8760), "working hours, 1 to 8760")
 WORKING_HOURS = read(
     "WORKING_HOURS", "mon-fri 09:00-17:00 UTC", as_working_hours, "such as mon-fri 09:00-17:00 Europe/Berlin"
 )

@@ -34,7 +34,7 @@ def test_explains_every_setting_on_its_page():
 
 def test_gives_the_true_defaults_in_the_example():
     example = dict(re.findall(r"^([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
-    for name in ("SELF_BUILD_RISK_THRESHOLD", "ROLLOUT_STEP_SECONDS", "LEASE_SECONDS", "APPROVAL_EXPIRY_HOURS"):
+    for name in ("SELF_BUILD_RISK_THRESHOLD", "ROLLOUT_STEP_SECONDS", "LEASE_SECONDS", "WATCH_SECONDS"):
         text = example[name]
         assert str(getattr(settings, name)) == text, name
 
