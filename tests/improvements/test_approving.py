@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 from django.contrib.auth.models import User
@@ -12,15 +13,27 @@ from django.db import connection
 from django.utils import timezone
 from django.utils.timezone import now
 
-from approvals import breaking_glass, policy, requests, roles, subjects, terms
-from approvals.models import ApprovalRequest, AuditEntry, BreakGlass, FreezeWindow, RoleGroup, Signature
+from approvals import breaking_glass, deputies, policy, requests, roles, rulebook, subjects, terms
+from approvals.models import (
+    ApprovalRequest,
+    AuditEntry,
+    BreakGlass,
+    Deputy,
+    FreezeWindow,
+    PersonSettings,
+    PolicyVersion,
+    Signature,
+)
 from approvals.policy import RequestState, Role
 from improvements import approving, authoring, releasing, stopping
 from improvements.authors import Patch
 from improvements.models import Improvement, LostRace, Release, Rollout, State
 from improvements.outcome import Evidence, Outcome, Verdict, Waiting
+from monitoring.models import QualityReport
+from tests.approvals.test_requests import at_once
 from tests.improvements.factories import FindingFactory, ImprovementFactory, in_state
 from tests.improvements.world import Shop
+from tests.monitoring.factories import samples
 from tests.people import FRESH, person
 
 pytestmark = pytest.mark.django_db
@@ -301,27 +314,6 @@ def test_leaves_nothing_behind_when_somebody_stops_it_at_the_same_time(
     assert live == (shop.improvement.state == State.ROLLING_BACK)
 
 
-def test_does_not_start_on_a_signature_whose_right_was_taken_away(shop: Shop, carol: User) -> None:
-    shop.propose(**HIGH)
-    shop.tick()
-    requests.approve(request_of(shop), person=carol, how=FRESH, reason="I read it.")
-    carol.groups.remove(RoleGroup.objects.get(role=Role.ARCHITECTURE).group)
-    assert roles.facts_of(carol).roles == frozenset()
-    assert shop.tick() is State.AWAITING_APPROVAL
-    assert not Rollout.objects.exists()
-    assert not Signature.objects.standing().exists()
-    assert request_of(shop).state == RequestState.OPEN
-
-
-def test_does_not_start_on_the_signature_of_somebody_who_was_deactivated(shop: Shop, carol: User) -> None:
-    shop.propose(**HIGH)
-    shop.tick()
-    requests.approve(request_of(shop), person=carol, how=FRESH, reason="I read it.")
-    User.objects.filter(pk=carol.pk).update(is_active=False)
-    assert shop.tick() is State.AWAITING_APPROVAL
-    assert not Rollout.objects.exists()
-
-
 def test_waits_while_another_rollout_of_the_service_is_live(shop: Shop) -> None:
     first = shop.roll_out()
     second = ImprovementFactory(finding=FindingFactory(service=shop.service, impact={"traffic_share": 0.05}))
@@ -359,18 +351,6 @@ def test_expires_when_nobody_used_it_in_time(shop: Shop, carol: User, signed: bo
     assert not Rollout.objects.exists()
 
 
-def test_asks_again_when_the_proof_is_another_one(shop: Shop, carol: User) -> None:
-    shop.propose(**HIGH)
-    shop.tick()
-    requests.approve(request_of(shop), person=carol, how=FRESH, reason="I read it.")
-    staging = shop.improvement.runs.filter(state=State.STAGING).last()
-    staging.evidence.update(sha256="f" * 64)
-    shop.tick()
-    assert shop.tick() is State.AWAITING_APPROVAL
-    assert states() == ["open", "void"]
-    assert not Rollout.objects.exists()
-
-
 def test_asks_a_person_for_whatever_is_about_security(shop: Shop, bob: User) -> None:
     shop.propose(lines=1, traffic_share=0.05, files={"shop/auth/views.py": "ok = True\n"})
     assert shop.tick() is State.AWAITING_APPROVAL
@@ -398,7 +378,52 @@ def test_says_beforehand_who_will_have_to_sign(shop: Shop, carol: User) -> None:
     assert subjects.forecast("improvement", 0) is None
 
 
-# --- Freezes, and what passes them ----------------------------------------------------------------------------------
+# --- Between the signature and the start ----------------------------------------------------------------------------
+
+
+def report(shop: Shop, kind: str, content: dict, commit: str) -> None:
+    QualityReport.objects.create(
+        service=shop.service, commit=commit, kind=kind, content=content, source="CI", sha256=kind
+    )
+
+
+def prove_another_patch(shop: Shop) -> None:
+    shop.patch({"app.py": "price = 7\n" * 500})
+    Improvement.objects.filter(pk=shop.improvement.pk).update(state=State.AWAITING_APPROVAL)
+
+
+def keep_other_evidence(shop: Shop) -> None:
+    shop.improvement.runs.get(state=State.STAGING).keep(Evidence("smoke", "another answer", {"failed": 1}))
+
+
+def tamper_with_evidence(shop: Shop) -> None:
+    shop.improvement.runs.get(state=State.STAGING).evidence.update(content={"seconds": 0.1})
+
+
+def put_another_policy_in_force(shop: Shop) -> None:
+    written = rulebook.DEFAULT.as_json() | {"reason_from": "low"}
+    PolicyVersion.objects.create(
+        number=1, document=written, digest=rulebook.parse(written).digest, instead_of=0, because="stricter",
+        proposed_by=User.objects.get(username="carol"), proposed_at=now(), in_force_since=now(),
+    )  # fmt: skip
+
+
+def spend_the_error_budget(shop: Shop) -> None:
+    for until in (now() - dt.timedelta(days=27), now()):
+        for signal, value in (("requests_per_second", 1000.0), ("error_ratio", 1.0)):
+            samples(shop.service, signal, [value], until=until, endpoint="*", method="*")
+
+
+def name_other_architects(shop: Shop) -> None:
+    deputies.name_member(shop.service.name, Role.ARCHITECTURE, person("ann", Role.ARCHITECTURE), actor=None)
+
+
+def become(**changes: object) -> Callable[[Shop], object]:
+    return lambda shop: User.objects.filter(username="carol").update(**changes)
+
+
+def make_a_program(name: str) -> Callable[[Shop], object]:
+    return lambda shop: PersonSettings.objects.create(user=User.objects.get(username=name), is_service_account=True)
 
 
 def freeze(shop: Shop) -> FreezeWindow:
@@ -407,6 +432,111 @@ def freeze(shop: Shop) -> FreezeWindow:
         name="Year end", scope=shop.service.name, reason="nobody is here", first_day=begin.date(),
         begins=begin.time(), duration_minutes=120,
     )  # fmt: skip
+
+
+def leave_the_group(shop: Shop) -> None:
+    roles.revoke(User.objects.get(username="carol"), Role.ARCHITECTURE)
+
+
+def report_a_vulnerability(shop: Shop) -> None:
+    report(shop, "sarif", {"vulnerabilities": 1, "vulnerable": ["CVE-1"]}, shop.improvement.base_commit)
+
+
+def report_a_failing_test(shop: Shop) -> None:
+    report(shop, "junit", {"passed": [], "failed": ["test_price"], "skipped": 0}, shop.improvement.head_commit)
+
+
+def take_it_back(shop: Shop) -> None:
+    requests.revoke(request_of(shop), person=User.objects.get(username="carol"), how=FRESH)
+
+
+def end_the_term(shop: Shop) -> None:
+    Deputy.objects.update(since=now() - dt.timedelta(days=2), until=now())
+
+
+NO_ROLE = "carol no longer has a role that may sign this."
+NOT_LENT = "zoe no longer stands in for carol with a right to sign this."
+# Who signed, what happens after that → what the rule says that keeps it from starting.
+CHANGES: dict[str, tuple[str, Callable[[Shop], object], str]] = {
+    "the patch": ("carol", prove_another_patch, requests.WHY_CHANGED),
+    "the evidence": ("carol", keep_other_evidence, requests.WHY_CHANGED),
+    "the evidence under its old hash": ("carol", tamper_with_evidence, requests.WHY_CHANGED),
+    "the policy": ("carol", put_another_policy_in_force, requests.WHY_CHANGED),
+    "a new vulnerability": ("carol", report_a_vulnerability, "a vulnerability became known (CVE-1)"),
+    "the error budget": ("carol", spend_the_error_budget, "the error budget is exhausted now"),
+    "a newer failing check": ("carol", report_a_failing_test, "a check fails that did not (tests of the patch)"),
+    "the signer left the group": ("carol", leave_the_group, NO_ROLE),
+    "the signer was deactivated": ("carol", become(is_active=False), "carol was deactivated."),
+    "the signer became a program": ("carol", make_a_program("carol"), "carol is the account of a program"),
+    "the service named others": ("carol", name_other_architects, NO_ROLE),
+    "the signer took it back": ("carol", take_it_back, "carol took it back."),
+    "the deputy's term ended": ("zoe", end_the_term, NOT_LENT),
+    "the principal was deactivated": ("zoe", become(is_active=False), NOT_LENT),
+    "the deputy became a program": ("zoe", make_a_program("zoe"), "zoe is the account of a program"),
+    "a freeze began": ("carol", freeze, "is frozen by “Year end”"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_starts_nothing_after_something_changed_since_it_was_signed(shop: Shop, carol: User, what: str) -> None:
+    name, change, why = CHANGES[what]
+    zoe = person("zoe")
+    deputies.name_deputy(
+        carol, zoe, since=now() - dt.timedelta(days=1), until=now() + dt.timedelta(days=1), because="away", actor=carol
+    )
+    shop.propose(**HIGH)
+    assert shop.tick() is State.AWAITING_APPROVAL
+    signed = requests.approve(request_of(shop), person=User.objects.get(username=name), how=FRESH, reason="I read it.")
+    change(shop)
+    for _ in range(2):
+        assert shop.tick() is State.AWAITING_APPROVAL
+        assert not Rollout.objects.exists()
+    told = [shop.said(), *signed.signatures.values_list("voided_because", flat=True)]
+    assert why in " ".join(told), told
+    held = what == "a freeze began"
+    assert Signature.objects.standing().exists() == held
+    assert request_of(shop).state == (RequestState.APPROVED if held else RequestState.OPEN), "it is asked again"
+
+
+def test_starts_when_nothing_changed_since_it_was_signed(shop: Shop, carol: User) -> None:
+    shop.propose(**HIGH)
+    shop.tick()
+    requests.approve(request_of(shop), person=carol, how=FRESH, reason="I read it.")
+    assert shop.tick() is State.ROLLING_OUT
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("what", ["the signature", "the right"])
+def test_gives_a_start_and_a_revocation_one_outcome(shop: Shop, what: str) -> None:
+    """Either the start was first and nothing takes it back, or nothing starts."""
+    carol = person("carol", Role.ARCHITECTURE)
+    shop.propose(**HIGH)
+    shop.tick()
+    request = requests.approve(request_of(shop), person=carol, how=FRESH, reason="I read it.")
+    take_away: dict[str, Callable[[], object]] = {
+        "the signature": lambda: requests.revoke(request, person=carol, how=FRESH),
+        "the right": lambda: roles.revoke(carol, Role.ARCHITECTURE),
+    }
+    state, revoked = at_once(shop.tick, take_away[what])
+    order = list(
+        AuditEntry.objects.filter(action__in=["rollout.started", "role.revoked", "approval.revoked"])
+        .order_by("sequence")
+        .values_list("action", flat=True)
+    )
+    request.refresh_from_db()
+    if state is State.ROLLING_OUT:
+        assert order[0] == "rollout.started"
+        assert Rollout.objects.count() == Signature.objects.standing().count() == 1
+        assert (request.state, isinstance(revoked, requests.Refused)) == ("approved", what == "the signature")
+    else:
+        assert state is State.AWAITING_APPROVAL, state
+        assert "rollout.started" not in order
+        assert not Rollout.objects.exists()
+        assert not Signature.objects.standing().exists()
+        assert not isinstance(revoked, Exception), revoked
+
+
+# --- Freezes, and what passes them ----------------------------------------------------------------------------------
 
 
 def test_waits_for_the_end_of_a_freeze_and_says_when_that_is(shop: Shop) -> None:
