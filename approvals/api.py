@@ -210,7 +210,8 @@ class _Deciding(ApiView):
 
     def prepare(self, request: Request) -> None:
         # A code that was used, and a guess that was wrong, must stay counted when the decision itself is refused.
-        self.how = how_of(request)
+        if request.method in self.scopes:  # nobody was asked who they are for a method that is not there
+            self.how = how_of(request)
 
     def said(self, request: Request) -> dict[str, Any]:
         given = self.shape(data=request.data)

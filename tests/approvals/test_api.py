@@ -208,6 +208,13 @@ def test_answers_a_retry_of_a_signature_with_its_code_as_the_first_was() -> None
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("method", ["get", "put", "delete"])
+def test_knows_no_other_method_of_a_decision(method: str) -> None:
+    refused = getattr(Client(), method)(f"/api/v1/approvals/{ask().pk}/sign")
+    assert (refused.status_code, refused.json()["title"]) == (405, "Method not allowed")
+
+
+@pytest.mark.django_db
 def test_takes_no_decision_from_a_token_without_the_scope(bob: User, carol: User) -> None:
     request = ask()
     assert signed(Caller(bob, Scope.READ, Scope.OPERATE), request).status_code == 403
