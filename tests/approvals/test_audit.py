@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +107,17 @@ def test_puts_everything_a_caller_has_into_words() -> None:
 def test_refuses_to_write_outside_a_transaction() -> None:
     with pytest.raises(audit.OutsideTransaction, match=r"transaction\.atomic"):
         audit.record("a", None)
+
+
+@pytest.mark.django_db
+def test_a_tests_own_transaction_hides_none_that_is_missing() -> None:
+    product: dict[str, Any] = {"__name__": "monitoring.made_up", "audit": audit}
+    exec("def act(): audit.record('test.acted', None)", product)
+    with pytest.raises(audit.OutsideTransaction):
+        product["act"]()
+    with transaction.atomic():
+        product["act"]()
+    assert AuditEntry.objects.get().action == "test.acted"
 
 
 @pytest.mark.django_db(transaction=True)
