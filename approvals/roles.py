@@ -37,6 +37,7 @@ READABLE_APPS = ("approvals", "monitoring", "analysis", "improvements")
 OPERATING_ROLES = (Role.LEAD, Role.ARCHITECTURE, Role.CTO, Role.ON_CALL)
 TO_OPERATE = (
     ("improvements", "change_improvement"),
+    ("improvements", "add_rollbackdrill"),
     *(("monitoring", f"change_{model}") for model in ("alert", "notice")),
     *(
         ("monitoring", f"{verb}_{model}")

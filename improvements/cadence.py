@@ -9,9 +9,9 @@ from enum import StrEnum
 from zoneinfo import ZoneInfo
 
 from approvals.policy import Role
+from approvals.working_hours import Week
 
 DAY = dt.timedelta(days=1)
-SATURDAY = 5
 
 
 class Kind(StrEnum):
@@ -87,16 +87,16 @@ def ended(kind: Kind, today: dt.date) -> list[Period]:
     return found[::-1]
 
 
-def working_days_after(day: dt.date, count: int) -> dt.date:
-    """The `count`-th day from Monday to Friday after `day`. Holidays are not known here."""
+def working_days_after(day: dt.date, count: int, week: Week) -> dt.date:
+    """The `count`-th day after `day` on which people work, by the weekdays and holidays of `week`."""
     while count:
         day += DAY
-        count -= is_working_day(day)
+        count -= is_working_day(day, week)
     return day
 
 
-def is_working_day(day: dt.date) -> bool:
-    return day.weekday() < SATURDAY
+def is_working_day(day: dt.date, week: Week) -> bool:
+    return day.weekday() in week.weekdays and day not in week.holidays
 
 
 def responsible(role: Role, level: int) -> tuple[Role, ...]:

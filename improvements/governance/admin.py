@@ -17,13 +17,14 @@ from django.utils.timezone import now
 from approvals.admin.parts import STYLES, signed_in
 from approvals.readonly import ReadOnly
 from improvements.cadence import local_day
-from improvements.governance import emergencies, escalation, pages, reviewing
-from improvements.models import Review
+from improvements.governance import drilling, emergencies, escalation, pages, reviewing
+from improvements.models import Review, RollbackDrill
 
 if TYPE_CHECKING:  # Django's classes take no type parameter at run time
     ReviewModelAdmin = admin.ModelAdmin[Review]
+    DrillModelAdmin = admin.ModelAdmin[RollbackDrill]
 else:
-    ReviewModelAdmin = admin.ModelAdmin
+    ReviewModelAdmin = DrillModelAdmin = admin.ModelAdmin
 
 
 class StandingFilter(admin.SimpleListFilter):
@@ -130,3 +131,32 @@ class ReviewAdmin(ReadOnly, ReviewModelAdmin):
             raise PermissionDenied
         common = {**self.admin_site.each_context(request), "opts": self.opts, "title": title, "subtitle": None}
         return TemplateResponse(request, f"admin/improvements/review/{template}.html", {**common, **context})
+
+
+@admin.register(RollbackDrill)
+class RollbackDrillAdmin(ReadOnly, DrillModelAdmin):
+    """Told once and then looked at: the form adds, and nothing changes or deletes."""
+
+    actions = None
+    nothing = "No drill was told. A rollback that did not run for long is not known to work: try one, and add it here."
+    list_display = ["service", "drilled_at", "worked", "seconds", "recorded_by", "recorded_as"]
+    list_filter = ["service", "worked"]
+    list_select_related = ["service", "recorded_by"]
+    search_fields = ["tried", "notes"]
+    show_full_result_count = False
+
+    def has_add_permission(self, request: HttpRequest, *args: Any) -> bool:
+        return request.user.has_perm("improvements.add_rollbackdrill")
+
+    def get_exclude(self, request: HttpRequest, obj: RollbackDrill | None = None) -> list[str]:
+        return [] if obj else ["recorded_by", "recorded_as", "recorded_at"]
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        try:
+            return super().changeform_view(request, *args, **kwargs)
+        except drilling.Refused as refused:
+            messages.error(request, f"Not recorded. {refused}")
+            return HttpResponseRedirect(request.path)
+
+    def save_model(self, request: HttpRequest, obj: RollbackDrill, form: Any, change: bool) -> None:
+        drilling.tell(obj, person=signed_in(request), at=now())

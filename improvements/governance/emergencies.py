@@ -48,6 +48,7 @@ def make_review(glass: BreakGlass) -> None:
         ],
         broken_by=[glass.opened_by, glass.confirmed_by],
         at=glass.confirmed_at,
+        scope=glass.request.scope,
     )
 
 

@@ -13,7 +13,7 @@ from improvements.governance.facts import Fact, Section, Window, unknown
 from improvements.governance.quarterly import as_fact
 from improvements.governance.scoring import value
 from improvements.governance.weekly import median
-from improvements.models import EvidenceRecord, Improvement, Review, Rollout, State, StepRun
+from improvements.models import EvidenceRecord, Improvement, Release, Review, RollbackDrill, Rollout, State, StepRun
 from improvements.outcome import Verdict
 from monitoring.models import Silence
 
@@ -23,7 +23,7 @@ RIGHTS = {"role.granted": "Roles granted", "role.revoked": "Roles taken away", "
 
 def compose(window: Window) -> list[Section]:
     """Risk, rollbacks, gates, alarms, rights."""
-    return [risk(window), rollbacks(window), gates(window), alarms(window), rights(window)]
+    return [risk(window), rollbacks(window), drills(window), gates(window), alarms(window), rights(window)]
 
 
 def risk(window: Window) -> Section:
@@ -80,6 +80,38 @@ def rollbacks(window: Window) -> Section:
             Fact("Stuck when these facts were written", stuck),
         ),
     )  # fmt: skip
+
+
+def drills(window: Window) -> Section:
+    """What people tried on purpose, in their own words, and whose rollback nobody saw work."""
+    told = RollbackDrill.objects.filter(recorded.within("recorded_at", window))
+    facts = [
+        Fact(
+            f"{one.service.name}, {one.drilled_at:%Y-%m-%d}", "worked" if one.worked else "did not work", "",
+            one.get_absolute_url(),
+            f"{took(one)}, told by {one.recorded_by} ({one.get_recorded_as_display()}): {one.tried}",
+        )
+        for one in told.select_related("service", "recorded_by")
+    ]  # fmt: skip
+    link = recorded.rows_within("improvements_rollbackdrill", "recorded_at", window)
+    seen = recorded.finished_steps(window, State.ROLLING_BACK).filter(verdict=Verdict.PASS)
+    exercised = {*told.filter(worked=True).values_list("service", flat=True)}
+    exercised |= {*seen.values_list("improvement__service", flat=True)}
+    serving = Release.objects.filter(share__gt=0, service__archived_at=None).exclude(service__in=exercised)
+    unseen = sorted(set(serving.values_list("service__name", flat=True)))
+    return Section(
+        "Rollback drills",
+        (
+            Fact("Drills told", len(facts), "", link),
+            *facts,
+            Fact("Services that are rolled out here and whose rollback was neither used nor drilled with success",
+                 len(unseen), "", "", ", ".join(unseen)),
+        ),
+    )  # fmt: skip
+
+
+def took(drill: RollbackDrill) -> str:
+    return "Traffic did not come back" if drill.seconds is None else f"Traffic was back after {drill.seconds} s"
 
 
 def gates(window: Window) -> Section:

@@ -58,7 +58,7 @@ def review_page(review: Review, person: User, at: dt.datetime) -> ReviewPage:
     barred = list(review.barred.order_by("username"))
     refused = ""
     try:
-        reviewing.may_sign_off(review, roles.facts_of(person))
+        reviewing.may_sign_off(review, roles.facts_of(person, scope=review.scope))
     except reviewing.Refused as rule:
         refused = str(rule)
     return ReviewPage(
@@ -66,7 +66,7 @@ def review_page(review: Review, person: User, at: dt.datetime) -> ReviewPage:
         status=status(review, local_day(at, reviewing.zone())),
         sections=review.facts,
         asked=", or ".join(role.title for role in review.responsible),
-        people=roles.holders(review.responsible, without=[one.pk for one in barred]),
+        people=roles.holders(review.responsible, scope=review.scope, without=[one.pk for one in barred]),
         barred=[one.username for one in barred],
         is_as_frozen=reviewing.is_as_frozen(review),
         refused=refused,
@@ -133,9 +133,9 @@ class Card:
 
 
 def card(person: User, at: dt.datetime) -> Card | None:
-    """The reviews that `person` may sign off, and where nobody is; None without the right to look. Two queries."""
+    """The reviews that `person` may sign off, and where nobody is; None without the right to look."""
     if not person.has_perm(NEEDED):
         return None
-    members = escalation.members()
-    mine = reviewing.for_roles(person, [role for role, ids in members.items() if person.pk in ids])
-    return Card(mine[:MOST_ROWS], len(mine), local_day(at, reviewing.zone()), escalation.unmanned(members))
+    mine = reviewing.awaiting(person)
+    holes = escalation.unmanned(escalation.members())
+    return Card(mine[:MOST_ROWS], len(mine), local_day(at, reviewing.zone()), holes)

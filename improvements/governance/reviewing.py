@@ -6,7 +6,7 @@ Every change locks the review's row first, then reads people's rights under that
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from zoneinfo import ZoneInfo
 
 from django.conf import settings
@@ -15,7 +15,7 @@ from django.db import IntegrityError, transaction
 
 from approvals import audit, roles, telling
 from approvals.fingerprint import digest
-from approvals.models import AuditEntry, PersonSettings
+from approvals.models import AuditEntry, PersonSettings, WorkingHours
 from approvals.policy import PersonFacts, Role
 from improvements.cadence import (
     CHAIN,
@@ -74,13 +74,23 @@ def make_due(at: dt.datetime) -> list[Review]:
 
 
 def review_break_glass(
-    key: str, *, title: str, url: str, facts: Sequence[Section], broken_by: Iterable[User], at: dt.datetime
+    key: str,
+    *,
+    title: str,
+    url: str,
+    facts: Sequence[Section],
+    broken_by: Iterable[User],
+    at: dt.datetime,
+    scope: str = "",
 ) -> Review | None:
-    """The review of an emergency in which rules were set aside; None when the one of this `key` exists already.
+    """The review of an emergency of the service `scope`; None when the one of this `key` exists already.
 
     Those who broke the glass may not sign it off. Called in the transaction of what it is about, or outside of any.
     """
-    return _make(Kind.BREAK_GLASS, key, title, at=at, since=at, until=at, facts=facts, url=url, barred=list(broken_by))
+    barred = list(broken_by)
+    return _make(
+        Kind.BREAK_GLASS, key, title, at=at, since=at, until=at, facts=facts, url=url, barred=barred, scope=scope
+    )
 
 
 def _of_period(period: Period, at: dt.datetime) -> Review | None:
@@ -101,9 +111,10 @@ def _make(
     facts: Sequence[Section],
     url: str = "",
     barred: Sequence[User] = (),
+    scope: str = "",
 ) -> Review | None:
     rule, packet = REVIEWS[kind], audit.plain(as_json(facts))
-    due_on = working_days_after(local_day(at, zone()), rule.working_days)
+    due_on = working_days_after(local_day(at, zone()), rule.working_days, WorkingHours.objects.of(scope))
     sha256 = digest(packet)
     without = [person.pk for person in barred]
     try:
@@ -112,13 +123,14 @@ def _make(
                 kind=kind,
                 period=period[:80],
                 title=audit.plain(title)[:200],
+                scope=scope,
                 url=url,
                 since=since,
                 until=until,
                 facts=packet,
                 facts_sha256=sha256,
                 role=rule.role,
-                level=_first_level(rule.role, without),
+                level=_first_level(rule.role, without, scope),
                 made_at=at,
                 due_on=due_on,
                 escalates_after=due_on,
@@ -135,10 +147,10 @@ def _make(
     return review
 
 
-def _first_level(role: Role, without: Sequence[int]) -> int:
+def _first_level(role: Role, without: Sequence[int], scope: str) -> int:
     """Given at once to the next role that has somebody who may sign it off; to its own role where none has."""
     for level in range(len(CHAIN) - CHAIN.index(role)):
-        if roles.holders([responsible_roles(role, level)[-1]], without=without):
+        if roles.holders([responsible_roles(role, level)[-1]], scope=scope, without=without):
             return level
     return 0
 
@@ -152,18 +164,18 @@ def escalate_overdue(at: dt.datetime) -> int:
     On working days only, one role at a time: also after a long pause of the system each one has its days.
     """
     today = local_day(at, zone())
-    if not is_working_day(today):
-        return 0
-    return sum(_escalate(pk, today) for pk in Review.objects.to_escalate(today).values_list("pk", flat=True))
+    return sum(_escalate(pk, today) for pk in list(Review.objects.to_escalate(today).values_list("pk", flat=True)))
 
 
 def _escalate(pk: int, today: dt.date) -> bool:
     with transaction.atomic():
         review = Review.objects.select_for_update().get(pk=pk)
-        if review.signed_at is not None or review.level >= levels(Role(review.role)) or review.escalates_after >= today:
+        week = WorkingHours.objects.of(review.scope)
+        is_late = review.signed_at is None and review.escalates_after < today and is_working_day(today, week)
+        if not is_late or review.level >= levels(Role(review.role)):
             return False
         was, review.level = review.responsible[-1], review.level + 1
-        review.escalates_after = working_days_after(today, NEXT_WORKING_DAYS)
+        review.escalates_after = working_days_after(today, NEXT_WORKING_DAYS, week)
         review.save(update_fields=["level", "escalates_after"])
         because = f"Nobody signed it off; it was due on {review.due_on:%Y-%m-%d}."
         _tell(review, because, occasion=f"overdue-{review.level}")
@@ -172,7 +184,8 @@ def _escalate(pk: int, today: dt.date) -> bool:
 
 
 def _tell(review: Review, what: str, *, occasion: str) -> None:
-    names = roles.holders([review.responsible[-1]], without=review.barred.values_list("pk", flat=True))
+    barred = review.barred.values_list("pk", flat=True)
+    names = roles.holders([review.responsible[-1]], scope=review.scope, without=barred)
     telling.tell(
         User.objects.filter(username__in=names),
         about="review",
@@ -191,7 +204,7 @@ def sign_off(review: Review, *, person: User, notes: str, at: dt.datetime) -> Re
     notes = notes.strip()
     with transaction.atomic():
         row = Review.objects.select_for_update().get(pk=review.pk)
-        facts = roles.facts_of(person, lock=True)
+        facts = roles.facts_of(person, scope=row.scope, lock=True)
         role = may_sign_off(row, facts)
         if not notes:
             raise Refused("Write what you looked at and what follows from it: the notes are the review.")
@@ -205,7 +218,7 @@ def sign_off(review: Review, *, person: User, notes: str, at: dt.datetime) -> Re
 
 
 def may_sign_off(review: Review, person: PersonFacts) -> Role:
-    """As what `person` may sign it off now. Raises Refused with the rule that forbids it."""
+    """As what `person`, as they are for its service, may sign it off now. Raises Refused with the rule that forbids."""
     if review.signed_at is not None:
         raise Refused(f"{review.signed_by} signed it off already.")
     if not person.active:
@@ -217,22 +230,19 @@ def may_sign_off(review: Review, person: PersonFacts) -> Role:
     fitting = [role for role in reversed(review.responsible) if role in person.roles]
     if not fitting:
         wanted = " or ".join(role.title for role in review.responsible)
-        raise Refused(f"It is for {wanted} to sign off; {person.name} has no such role.")
+        raise Refused(" ".join((f"It is for {wanted} to sign off; {person.name} has no such role.", *person.elsewhere)))
     return fitting[0]
 
 
-def awaiting(person: User) -> list[Review]:
-    """The open reviews that `person` may sign off now, the most urgent first."""
-    facts = roles.facts_of(person)
-    return for_roles(person, facts.roles) if facts.active else []
-
-
-def for_roles(person: User, held: Collection[Role]) -> list[Review]:
-    """The open reviews that somebody with these roles may sign off, if they are `person`."""
-    if not set(held) & set(CHAIN):
+def awaiting(person: User, rights: roles.Snapshot | None = None) -> list[Review]:
+    """The open reviews that `person` may sign off now, the most urgent first. `rights` are theirs, if known already."""
+    found = list(Review.objects.open().exclude(barred=person).defer("facts").order_by("due_on", "pk"))
+    if not found:
         return []
-    open_ones = Review.objects.open().exclude(barred=person).defer("facts").order_by("due_on", "pk")
-    return [review for review in open_ones if set(held) & set(review.responsible)]
+    rights = rights or roles.snapshot([person.pk])
+    known = {scope: rights.people(scope)[person.pk] for scope in {review.scope for review in found}}
+    held = {scope: facts.roles if facts.may_count else frozenset() for scope, facts in known.items()}
+    return [review for review in found if held[review.scope] & set(review.responsible)]
 
 
 def is_as_frozen(review: Review) -> bool:

@@ -96,8 +96,8 @@ DEFINITIONS: Mapping[str, Definition] = {
         fewest=5,
         cases="promotions",
         says="Of the improvements that settled in the window, the share in which no person did anything: none "
-        "proposed, started, signed, stopped or retried it. Each is one intervention saved at least; the number of "
-        "cases is the number saved.",
+        "proposed, started, signed, stopped or retried it. Each of these is one intervention saved at least: their "
+        "number is the first of the two that are counted.",
     ),
     "uptime": Definition(
         "Uptime during rollouts",

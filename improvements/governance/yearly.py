@@ -32,6 +32,7 @@ def compose(window: Window) -> list[Section]:
     return [
         quarterly.success(window),
         monthly.rollbacks(window),
+        monthly.drills(window),
         small_steps(window),
         people_decide(window),
         monthly.gates(window),

@@ -13,7 +13,7 @@ from improvements.models.lifecycle import (
     StepRun,
 )
 from improvements.models.releases import Release, Rollout, TrafficSlice
-from improvements.models.review import Review, RolloutTraffic
+from improvements.models.review import Review, RollbackDrill, RolloutTraffic
 
 __all__ = [
     "ENDED",
@@ -27,6 +27,7 @@ __all__ = [
     "LostRace",
     "Release",
     "Review",
+    "RollbackDrill",
     "Rollout",
     "RolloutTraffic",
     "State",

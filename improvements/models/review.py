@@ -1,4 +1,5 @@
-"""Reviews with their facts, and what rollouts did to users' requests. `improvements.governance` is the only writer."""
+"""Reviews with their facts, drills, and what rollouts did to users' requests. `improvements.governance` is the only
+writer."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ from django.db.models import F, Q
 from django.urls import reverse
 
 from approvals.policy import Role
-from improvements.cadence import Kind, responsible
+from improvements.cadence import CHAIN, Kind, levels, responsible
 from improvements.models.releases import Rollout
+from monitoring.models import Service
 
 
 class ReviewQuerySet(models.QuerySet["Review"]):
@@ -23,8 +25,9 @@ class ReviewQuerySet(models.QuerySet["Review"]):
         return self.open().filter(due_on__lt=today)
 
     def to_escalate(self, today: dt.date) -> ReviewQuerySet:
-        """Those whose last asked had their time."""
-        return self.open().filter(escalates_after__lt=today)
+        """Those whose last asked had their time, and of whom there is somebody to tell yet."""
+        has_next = Q(*(Q(role=role, level__lt=levels(role)) for role in CHAIN), _connector=Q.OR)
+        return self.open().filter(has_next, escalates_after__lt=today)
 
 
 class Review(models.Model):
@@ -33,6 +36,13 @@ class Review(models.Model):
     kind = models.CharField(max_length=12, choices=[(kind.value, kind.value) for kind in Kind])
     period = models.CharField(max_length=80, help_text="Such as 2026-W47; for an emergency, which one.")
     title = models.CharField(max_length=200)
+    scope = models.CharField(
+        "service",
+        max_length=100,
+        blank=True,
+        default="",
+        help_text="Whose people review it. Empty: everybody's.",
+    )
     url = models.CharField("page", max_length=500, blank=True, help_text="What it is about, where that has a page.")
     since = models.DateTimeField()
     until = models.DateTimeField()
@@ -102,3 +112,41 @@ class RolloutTraffic(models.Model):
 
     def __str__(self) -> str:
         return f"{self.failed} of {self.requests} requests failed"
+
+
+class RollbackDrill(models.Model):
+    """A rollback that people tried out on purpose, as one of them tells it with their name. It is added and never
+    changed: who was wrong tells it once more."""
+
+    service = models.ForeignKey(Service, on_delete=models.PROTECT, related_name="drills")
+    drilled_at = models.DateTimeField("when", help_text="When the rollback was asked for, in UTC.")
+    tried = models.TextField("what was tried", help_text="What was live, what was taken back, and by which means.")
+    seconds = models.PositiveIntegerField(
+        "seconds until traffic was back",
+        null=True,
+        blank=True,
+        help_text="From asking for it until the old release had all traffic. Empty when it never had.",
+    )
+    worked = models.BooleanField("it worked", help_text="Traffic came back, and the service answered as before.")
+    notes = models.TextField("what follows from it")
+    recorded_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    recorded_as = models.CharField(max_length=20, choices=[(role.value, role.title) for role in Role])
+    recorded_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["-recorded_at", "-pk"]
+        constraints = [
+            models.CheckConstraint(condition=Q(recorded_at__gte=F("drilled_at")), name="drill_is_told_afterwards"),
+            models.CheckConstraint(condition=~Q(tried="") & ~Q(notes=""), name="drill_says_what_and_what_follows"),
+            models.CheckConstraint(
+                condition=Q(worked=False) | Q(seconds__isnull=False),
+                name="drill_that_worked_took_a_time",
+                violation_error_message="Say how many seconds it took until traffic was back.",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.service}, {self.drilled_at:%Y-%m-%d}"
+
+    def get_absolute_url(self) -> str:
+        return reverse("admin:improvements_rollbackdrill_change", args=[self.pk])

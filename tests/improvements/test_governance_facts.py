@@ -14,9 +14,9 @@ from django.test import Client
 from approvals import audit
 from approvals.models import ApprovalRequest, Signature
 from improvements import traffic
-from improvements.governance import counting, monthly, quarterly, weekly, yearly
+from improvements.governance import counting, monthly, quarterly, scoring, weekly, yearly
 from improvements.governance.facts import Fact, Section, Window
-from improvements.governance.scorecard import Trend
+from improvements.governance.scorecard import DEFINITIONS, Trend
 from improvements.governance.scoring import Metric, score
 from improvements.models import Improvement, Review, Rollout, RolloutTraffic, State, StepRun
 from improvements.outcome import Evidence
@@ -331,6 +331,73 @@ def test_uptime_is_of_rollouts_that_were_counted_completely(db: None) -> None:
     told = metric("uptime").now
     assert (told.hits, told.cases, told.value) == (1999, 2000, 0.9995)
     assert told.note == "2 of 3 rollouts were counted completely."
+
+
+def one_case(name: str, shop: Service, at: dt.datetime) -> None:
+    """One more of what the metric `name` counts, at `at`."""
+    key = f"{at} {Alert.objects.count()}"
+    match name:
+        case "time_to_detect":
+            alert(shop, key, opened=at, delay=0)
+        case "false_positives":
+            alert(shop, key, opened=at, delay=0, was_false=False)
+        case "helped" | "autonomous":
+            suggestion(State.PROMOTED, shop, created=at, settled_at=at)
+        case "rollback_success":
+            ran(suggestion(State.ROLLED_BACK, shop, created=at), State.ROLLING_BACK, "PASS", at)
+        case "incidents":
+            rollout(suggestion(State.PROMOTED, shop, created=at), began=at, hours=0)
+        case "uptime":
+            one = rollout(suggestion(State.PROMOTED, shop, created=at), began=at, hours=0)
+            RolloutTraffic.objects.create(rollout=one, requests=1, failed=0, is_complete=True, counted_at=at)
+
+
+@pytest.mark.parametrize(
+    ("at", "of_now", "of_before"),
+    [
+        (None, 0, 0),
+        (WEEK.since, 1, 0),  # the first moment is of the window
+        (WEEK.until - dt.timedelta(microseconds=1), 1, 0),
+        (WEEK.until, 0, 0),  # and the last is of the next one
+        (WEEK.since - dt.timedelta(microseconds=1), 0, 1),
+        (WEEK.before.since, 0, 1),
+        (WEEK.before.since - dt.timedelta(microseconds=1), 0, 0),
+    ],
+)
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_counts_what_lies_in_its_window_and_claims_nothing_of_too_little(
+    name: str, at: dt.datetime | None, of_now: int, of_before: int
+) -> None:
+    if at:
+        one_case(name, ServiceFactory(), at)
+    now, before = scoring.value(name, WEEK), scoring.value(name, WEEK.before)
+    assert (now.cases, before.cases) == (of_now, of_before)
+    assert (now.value, now.low, now.high, before.value) == (None,) * 4
+    assert now.note.startswith(f"Not enough data: {of_now or 'no'} {DEFINITIONS[name].cases}, ")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "words"),
+    [
+        ("false_positives", lambda shop: alert(shop, "a", opened=after(hours=1), delay=0),
+         "Not enough data: no judged alerts, 5 are needed. 0 of 1 alerts were judged."),
+        ("uptime", lambda shop: rollout(suggestion(State.PROMOTED, shop, created=MONDAY), began=after(hours=1)),
+         "Not enough data: no requests, 1000 are needed. 0 of 1 rollouts were counted completely."),
+        ("time_to_detect", lambda shop: alert(shop, "a", opened=after(hours=1), delay=0, was_false=True),
+         "Not enough data: no alerts, 6 are needed."),
+    ],
+)  # fmt: skip
+def test_divides_by_nothing_nowhere(name: str, make: Any, words: str) -> None:
+    make(ServiceFactory())
+    told = scoring.value(name, WEEK)
+    assert (told.value, told.note) == (None, words)
+
+
+def test_a_metric_of_the_window_before_alone_is_compared_with_nothing(db: None) -> None:
+    for number in range(DEFINITIONS["time_to_detect"].fewest):
+        one_case("time_to_detect", ServiceFactory(name=f"shop{number}"), WEEK.before.since)
+    told = metric("time_to_detect")
+    assert (told.now.value, told.before.value, told.trend) == (None, 0.0, Trend.UNKNOWN)
 
 
 def test_counts_the_traffic_of_a_rollout_once_it_has_ended(db: None) -> None:

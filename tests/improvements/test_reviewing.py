@@ -13,7 +13,7 @@ from django.db import IntegrityError, connection, transaction
 from django.utils.timezone import now
 
 from approvals import roles
-from approvals.models import AuditEntry, PersonSettings
+from approvals.models import AuditEntry, PersonSettings, TeamMember, WorkingHours
 from approvals.policy import Role
 from improvements.cadence import Kind
 from improvements.governance import escalation, reviewing
@@ -124,6 +124,61 @@ def test_reviews_nothing_from_before_the_installation_began(
     assert [one.period for one in reviewing.make_due(AT)] == periods
 
 
+def periods_between(since: dt.date, until: dt.date) -> set[tuple[str, str]]:
+    """Every period of which a day lies between, that is over by `until`: counted day by day."""
+    days = [since + dt.timedelta(days=number) for number in range((until - since).days)]
+    names = {
+        *(("weekly", f"{day.isocalendar().year}-W{day.isocalendar().week:02}") for day in days if day.weekday() == 6),
+        *(("monthly", f"{day:%Y-%m}") for day in days if (day + dt.timedelta(days=1)).day == 1),
+    }
+    quarters = {"03-31": "Q1", "06-30": "Q2", "09-30": "Q3", "12-31": "Q4"}
+    names |= {("quarterly", f"{day.year}-{quarters[f'{day:%m-%d}']}") for day in days if f"{day:%m-%d}" in quarters}
+    return names | {("yearly", f"{day.year}") for day in days if f"{day:%m-%d}" == "12-31"}
+
+
+def test_fourteen_months_have_one_review_a_period_also_after_a_long_pause(
+    began: Callable[[dt.datetime | None], None], told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Who has which role is not the question here, and would be asked a thousand times.
+    monkeypatch.setattr(reviewing.roles, "holders", lambda asked, **_: [PEOPLE[role] for role in asked])
+    since, until = dt.datetime(2026, 1, 7, 0, 10, tzinfo=dt.UTC), dt.datetime(2027, 3, 8, tzinfo=dt.UTC)
+    pause = dt.date(2026, 12, 14), dt.date(2027, 1, 18)  # five weeks, over the end of a month, a quarter and a year
+    began(since)
+    signed = {"signed_by": person("zoe"), "signed_as": Role.LEAD, "notes": "All well."}
+    at = since
+    while at < until:
+        if not pause[0] <= at.date() < pause[1]:
+            if made := reviewing.make_due(at):
+                assert not reviewing.make_due(at)  # the schedule runs it twice
+            done = [one.pk for one in made if one.kind == "weekly" and one.period not in ("2026-W10", "2026-W50")]
+            if done:
+                Review.objects.filter(pk__in=done).update(signed_at=at, **signed)
+            assert not reviewing.escalate_overdue(at) or not reviewing.escalate_overdue(at)
+        at += dt.timedelta(days=1)
+    known = set(Review.objects.values_list("kind", "period"))
+    assert known == periods_between(since.date(), until.date() - dt.timedelta(days=1))
+    assert Review.objects.count() == len(known) == AuditEntry.objects.filter(action="review.made").count()
+    # Of the others nobody signs any: each goes up to the CTO, who is told once more, and then no mail repeats it.
+    last = {"lead": 3, "architecture": 2, "cto": 1}
+    for review in Review.objects.open().filter(due_on__lt=until.date() - dt.timedelta(days=14)):
+        entries = AuditEntry.objects.about(review).filter(action="review.escalated")
+        assert review.level == entries.count() == last[review.role], review
+    assert len(told) == len(known) + AuditEntry.objects.filter(action="review.escalated").count()
+    late = Review.objects.get(period="2026-W50")  # of the week before the pause, made after it
+    assert (late.made_at.date(), late.due_on) == (pause[1], dt.date(2027, 1, 21))
+
+
+def test_days_off_of_the_installation_are_no_working_days(told: Told) -> None:
+    staffed()
+    WorkingHours.objects.create(weekdays=[0, 1, 2, 3, 4], holidays=[dt.date(2026, 11, 26), dt.date(2026, 12, 1)])
+    weekly = reviewing.make_due(AT)[5]
+    assert (weekly.period, str(weekly.due_on)) == ("2026-W47", "2026-11-27")
+    for day, level in {"11-28": 0, "11-30": 1, "12-01": 1, "12-03": 1, "12-04": 2}.items():
+        reviewing.escalate_overdue(dt.datetime.fromisoformat(f"2026-{day}T12:00+00:00"))
+        weekly.refresh_from_db()
+        assert weekly.level == level, day
+
+
 def test_counts_days_where_the_installation_is(began: Callable[[dt.datetime | None], None], settings) -> None:
     began(AT - dt.timedelta(days=3))
     settings.INSTALLATION_TIME_ZONE = ZoneInfo("America/New_York")  # there it is still Sunday
@@ -180,6 +235,21 @@ def test_an_emergency_is_reviewed_by_somebody_who_took_no_part(
             reviewing.sign_off(review, person=user, notes="Fine.", at=AT)
     again = reviewing.review_break_glass("7", title="Glass", url="", facts=[], broken_by=[], at=AT)
     assert again is None
+
+
+def test_an_emergency_of_a_service_is_reviewed_by_its_own_people(told: Told) -> None:
+    staffed()
+    carol, grace = User.objects.get(username="carol"), person("grace", Role.ARCHITECTURE)
+    TeamMember.objects.create(scope="shop", role=Role.ARCHITECTURE, person=grace)
+    review = reviewing.review_break_glass("7", title="Glass", url="", facts=[], broken_by=[], at=AT, scope="shop")
+    assert review is not None
+    assert told == [("made", ["grace"])]
+    assert (reviewing.awaiting(carol), reviewing.awaiting(grace)) == ([], [review])
+    with pytest.raises(Refused, match="shop names its own architects, and carol is not one of them"):
+        reviewing.sign_off(review, person=carol, notes="Fine.", at=AT)
+    other = open_review(Role.ARCHITECTURE)
+    assert (reviewing.awaiting(carol), reviewing.awaiting(grace)) == ([other], [review])
+    assert reviewing.sign_off(review, person=grace, notes="Fine.", at=AT).signed_by == grace
 
 
 def test_an_emergency_and_its_review_are_one_transaction(db: None) -> None:

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from approvals.policy import Role
+from approvals.working_hours import Week
 from improvements.cadence import (
     CHAIN,
     REVIEWS,
@@ -99,10 +100,17 @@ def test_makes_up_for_the_last_periods_only(kind: Kind, today: str, names: list[
         ("2026-11-27", 1, "2026-11-30"),  # a Friday
         ("2026-11-28", 1, "2026-11-30"),
         ("2026-11-26", 5, "2026-12-03"),
+        ("2026-12-23", 2, "2026-12-28"),  # over a holiday that is a Friday
+        ("2026-12-24", 1, "2026-12-28"),
     ],
 )
 def test_counts_working_days(day: str, count: int, then: str) -> None:
-    assert working_days_after(D(day), count) == D(then)
+    week = Week("UTC", frozenset(range(5)), 9 * 60, 17 * 60, frozenset({D("2026-12-25")}))
+    assert working_days_after(D(day), count, week) == D(then)
+
+
+def test_counts_the_days_on_which_its_people_work() -> None:
+    assert working_days_after(D("2026-11-26"), 2, Week("UTC", frozenset({6, 0}), 0, 60)) == D("2026-11-30")
 
 
 @pytest.mark.parametrize(
