@@ -7,7 +7,7 @@ class ImprovementsConfig(AppConfig):
     def ready(self) -> None:
         from approvals import subjects
         from improvements import approving, deciding, exporting
-        from improvements.governance import emergencies
+        from improvements.governance import announcing, emergencies
         from monitoring.exporting import register
 
         subjects.register(
@@ -19,3 +19,4 @@ class ImprovementsConfig(AppConfig):
         )
         register("rollouts", exporting.rollouts)
         emergencies.watch()
+        announcing.watch()

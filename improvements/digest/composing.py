@@ -6,7 +6,7 @@ Which sections there are, who may see them and whom they need is in `sections`, 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -35,7 +35,7 @@ def reader_of(user: User) -> Reader:
         zone=zone,
         hint=hint,
         permissions=frozenset(user.get_all_permissions()),
-        roles=roles.facts_of(user).roles,
+        rights=roles.snapshot([user.pk]),
         wants_digest=known.wants_digest,
         is_service_account=known.is_service_account,
     )
@@ -44,7 +44,7 @@ def reader_of(user: User) -> Reader:
 def compose(reader: Reader, facts: Facts, *, unsubscribe_url: str = "") -> Digest:
     """What `reader` is told of the period of `facts`. Reads the database, changes nothing."""
     needs, changed, ahead = (
-        Chapter(title, sections_of(reader, facts, own, ADDED[name]), quiet) for name, title, quiet, own in CHAPTERS
+        Chapter(title, sections_of(reader, facts, [*own, *ADDED[name]]), quiet) for name, title, quiet, own in CHAPTERS
     )
     news = sections.news(reader, facts)
     needed = f"{needs.total} need you" if needs.total > 1 else "1 needs you" if needs.total else "nothing needs you"
@@ -55,7 +55,7 @@ def compose(reader: Reader, facts: Facts, *, unsubscribe_url: str = "") -> Diges
         period=f"{reader.clock(facts.since)} to {reader.clock(facts.until)}",
         composed_at=reader.clock(facts.at),
         zone=str(reader.zone),
-        summary=(needs_in_words(needs), *sections.summary(reader, facts)),
+        summary=(needs_in_words(needs), *sections.summary(reader, facts), *next_in_words(ahead)),
         chapters=(needs, changed, ahead),
         hint=reader.hint,
         home_url=address(reverse("admin:index")),
@@ -64,23 +64,24 @@ def compose(reader: Reader, facts: Facts, *, unsubscribe_url: str = "") -> Diges
     )
 
 
-def sections_of(
-    reader: Reader,
-    facts: Facts,
-    own: Sequence[Callable[[Reader, Facts], Section | None]],
-    added: Sequence[SectionOf],
-) -> tuple[Section, ...]:
+def sections_of(reader: Reader, facts: Facts, asked: Sequence[SectionOf]) -> tuple[Section, ...]:
     """Those that concern the reader and have something to say."""
-    found = [section(reader, facts) for section in own]
-    found += [section(reader, facts.since, facts.until) for section in added]
+    found = [section(reader, facts) for section in asked]
     return tuple(one for one in found if one is not None and (one.total or one.note or one.nothing))
 
 
 def needs_in_words(needs: Chapter) -> str:
     if not needs.total:
         return "Nothing needs you."
-    parts = ", ".join(f"{one.title[0].lower()}{one.title[1:]} ({one.total})" for one in needs.sections if one.total)
-    return f"{weeks.count(needs.total, 'thing needs', 'things need')} you: {parts}."
+    return f"{weeks.count(needs.total, 'thing needs', 'things need')} you: {counted(needs)}."
+
+
+def next_in_words(ahead: Chapter) -> list[str]:
+    return [f"Next: {counted(ahead)}."] if ahead.total else []
+
+
+def counted(chapter: Chapter) -> str:
+    return ", ".join(f"{one.title[0].lower()}{one.title[1:]} ({one.total})" for one in chapter.sections if one.total)
 
 
 def zone_of(user: User) -> dt.tzinfo:

@@ -6,14 +6,17 @@ import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, TypeVar
 
 from django.conf import settings
 from django.contrib.auth.models import User
 
 from approvals.policy import Role
+from approvals.roles import ANYWHERE, Snapshot
 from improvements.digest import weeks
 from improvements.digest.weeks import Week
 
+T = TypeVar("T")
 MOST_LINES = 5  # of a section; the rest is a link away
 # Who has none of these, and no role, would read an empty page.
 VIEW_RIGHTS = (
@@ -84,10 +87,14 @@ class Reader:
     user: User
     zone: dt.tzinfo
     permissions: frozenset[str]
-    roles: frozenset[Role]
+    rights: Snapshot
     hint: str = ""
     wants_digest: bool = True
     is_service_account: bool = False
+
+    def roles(self, scope: str | None = "") -> frozenset[Role]:
+        """Those that they hold for the service `scope`; for the whole installation, or ANYWHERE at all."""
+        return self.rights.people(scope)[self.user.pk].roles
 
     def may(self, *permissions: str) -> bool:
         return self.permissions.issuperset(permissions)
@@ -106,7 +113,7 @@ class Reader:
             return "They chose to get none."
         if not self.user.email:
             return "The account has no email address."
-        if not self.roles and not self.permissions.intersection(VIEW_RIGHTS):
+        if not self.roles(ANYWHERE) and not self.permissions.intersection(VIEW_RIGHTS):
             return "They have no role and no right to view anything."
         return ""
 
@@ -137,7 +144,14 @@ class Facts:
     since: dt.datetime
     until: dt.datetime
     at: dt.datetime
-    kept: dict[str, object] = field(default_factory=dict)
+    kept: dict[tuple[object, ...], Any] = field(default_factory=dict)
+
+    def once(self, *question: object, ask: Callable[[], T]) -> T:
+        """The answer to `question`, asked for once."""
+        if question not in self.kept:
+            self.kept[question] = ask()
+        answer: T = self.kept[question]
+        return answer
 
     @classmethod
     def of(cls, week: Week, zone: dt.tzinfo, at: dt.datetime) -> Facts:
@@ -146,13 +160,13 @@ class Facts:
         return cls(week, begins, max(begins, min(week.ends(zone), at)), at)
 
 
-SectionOf = Callable[[Reader, dt.datetime, dt.datetime], "Section | None"]
-# What other parts of the product tell, by chapter: (reader, since, until) -> section, None where it is not for them.
+# What one part of the product tells; None where it is not for the reader.
+SectionOf = Callable[[Reader, Facts], "Section | None"]
 ADDED: dict[str, list[SectionOf]] = {"needs": [], "changed": [], "next": []}
 
 
 def add(chapter: str, section: SectionOf) -> None:
-    """Have `section` told in the chapter "needs", "changed" or "next". Raises KeyError for another chapter."""
+    """Have `section` told in the chapter "needs", "changed" or "next", after its own. KeyError for another chapter."""
     if section not in ADDED[chapter]:
         ADDED[chapter].append(section)
 

@@ -9,7 +9,7 @@ import datetime as dt
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar
@@ -20,16 +20,21 @@ from django.urls import reverse
 from django.utils.text import capfirst
 
 from analysis.models import Finding
-from approvals import outline, requests
-from approvals.models import ApprovalRequest, AuditEntry
+from approvals import outline, recurrence, requests
+from approvals.freezing import Kind
+from approvals.models import ApprovalRequest, AuditEntry, FreezeWindow
 from approvals.policy import Role
-from approvals.roles import OPERATING_ROLES
+from approvals.roles import ANYWHERE, OPERATING_ROLES
 from improvements.digest.parts import MOST_LINES, Facts, Line, Mood, Reader, Section, address
 from improvements.digest.weeks import count, span
 from improvements.models import Improvement, State
 from monitoring.models import Alert, HealthScore, Service, Severity
 
 SOON = dt.timedelta(hours=24)
+# How far "what is next" looks. No rule opens more often than daily.
+AHEAD, MOST_TIMES = dt.timedelta(days=7), 8
+OPEN_NOW = {Kind.FREEZE: ("frozen now", Mood.WARN), Kind.ROLLOUTS: ("open now", Mood.GOOD)}
+TO_COME = {Kind.FREEZE: "freeze", Kind.ROLLOUTS: "rollouts only then"}
 ON_DUTY = (Role.ON_CALL, Role.LEAD)
 # A service without a score for so many rounds, and ten minutes at least, is not measured.
 MISSED_ROUNDS = 5
@@ -55,9 +60,7 @@ def kept(ask: Callable[[Facts], T]) -> Callable[[Facts], T]:
 
     @wraps(ask)
     def answer(facts: Facts) -> T:
-        if ask.__name__ not in facts.kept:
-            facts.kept[ask.__name__] = ask(facts)
-        return facts.kept[ask.__name__]  # type: ignore[return-value]
+        return facts.once(ask.__name__, ask=lambda: ask(facts))
 
     return answer
 
@@ -70,19 +73,31 @@ def listed(model: str, query: str = "") -> str:
     return address(reverse(f"admin:{model}_changelist") + query)
 
 
+def is_any(reader: Reader, wanted: Collection[Role], scope: str | None) -> bool:
+    """Whether they have one of these roles for the service `scope`: a service may name its own people."""
+    return bool(reader.roles(scope).intersection(wanted))
+
+
 # -- What needs the reader --------------------------------------------------------------------------------------------
+
+
+def awaiting(reader: Reader, facts: Facts) -> list[int]:
+    """The ids of the requests that they may sign, the first to expire first."""
+    return facts.once(
+        "awaiting", reader.user.pk, ask=lambda: [one.id for one in requests.awaiting(reader.user, facts.at)]
+    )
 
 
 def signatures(reader: Reader, facts: Facts) -> Section | None:
     """Requests that this reader may sign, the first to expire first."""
     if not reader.may("approvals.view_approvalrequest"):
         return None
-    awaiting = [one.id for one in requests.awaiting(reader.user, facts.at)]
-    rows = ApprovalRequest.objects.defer("facts").in_bulk(awaiting[:MOST_LINES])
+    theirs = awaiting(reader, facts)
+    rows = ApprovalRequest.objects.defer("facts").in_bulk(theirs[:MOST_LINES])
     return Section(
         "Awaiting your signature",
-        tuple(request_line(rows[pk], reader, facts.at) for pk in awaiting[:MOST_LINES]),
-        len(awaiting),
+        tuple(request_line(rows[pk], reader, facts.at) for pk in theirs[:MOST_LINES]),
+        len(theirs),
         listed("approvals_approvalrequest", "?awaiting=me"),
     )
 
@@ -101,12 +116,17 @@ def request_line(row: ApprovalRequest, reader: Reader, at: dt.datetime) -> Line:
 
 def firing(reader: Reader, facts: Facts) -> Section | None:
     """Alerts that nobody has taken, and the reader's own, for who is called."""
-    if not reader.may("monitoring.view_alert") or not reader.roles.intersection(ON_DUTY):
+    if not reader.may("monitoring.view_alert") or not is_any(reader, ON_DUTY, ANYWHERE):
         return None
     theirs = Q(acknowledged_at=None) | Q(owner=reader.user)
     rows = Alert.objects.firing().filter(theirs, service__archived_at=None)
     ordered = sorted(
-        rows.select_related("service").order_by("fired_at", "pk"), key=lambda one: one.severity != Severity.CRITICAL
+        (
+            one
+            for one in rows.select_related("service").order_by("fired_at", "pk")
+            if is_any(reader, ON_DUTY, one.service.name)
+        ),
+        key=lambda one: one.severity != Severity.CRITICAL,
     )
     return Section(
         "Alerts firing",
@@ -127,9 +147,10 @@ def firing(reader: Reader, facts: Facts) -> Section | None:
 
 def stuck(reader: Reader, facts: Facts) -> Section | None:
     """Rollbacks that could not be completed."""
-    if not reader.may("improvements.view_improvement") or not reader.roles.intersection(OPERATING_ROLES):
+    if not reader.may("improvements.view_improvement") or not is_any(reader, OPERATING_ROLES, ANYWHERE):
         return None
-    rows = Improvement.objects.filter(state=State.STUCK).select_related("service").defer("diff").order_by("state_since")
+    known = Improvement.objects.filter(state=State.STUCK).select_related("service").defer("diff")
+    rows = [one for one in known.order_by("state_since") if is_any(reader, OPERATING_ROLES, one.service.name)]
     return Section(
         "Improvements stuck",
         tuple(
@@ -142,7 +163,7 @@ def stuck(reader: Reader, facts: Facts) -> Section | None:
             )
             for one in rows[:MOST_LINES]
         ),
-        rows.count(),
+        len(rows),
         listed("improvements_improvement", f"?state__exact={State.STUCK}"),
     )
 
@@ -160,9 +181,9 @@ def unmeasured_services(facts: Facts) -> list[tuple[Service, dt.datetime | None]
 
 def unmeasured(reader: Reader, facts: Facts) -> Section | None:
     """Services that nobody can say anything about."""
-    if not reader.may("monitoring.view_service") or not reader.roles.intersection(ON_DUTY):
+    if not reader.may("monitoring.view_service") or not is_any(reader, ON_DUTY, ANYWHERE):
         return None
-    found = unmeasured_services(facts)
+    found = [(one, last) for one, last in unmeasured_services(facts) if is_any(reader, ON_DUTY, one.name)]
     return Section(
         "Services not measured",
         tuple(
@@ -462,7 +483,7 @@ def suggested(reader: Reader, facts: Facts) -> Section | None:
         return None
     rows = Improvement.objects.filter(state=State.SUGGESTED, started_at=None, service__archived_at=None)
     return Section(
-        "Suggestions, the best first",
+        "Suggestions",
         tuple(
             Line(
                 one.title,
@@ -477,9 +498,73 @@ def suggested(reader: Reader, facts: Facts) -> Section | None:
     )
 
 
+def expiring(reader: Reader, facts: Facts) -> Section | None:
+    """Requests that end unanswered within a week and wait for others than the reader."""
+    if not reader.may("approvals.view_approvalrequest"):
+        return None
+    soon = ApprovalRequest.objects.open().filter(expires_at__gt=facts.at, expires_at__lte=facts.at + AHEAD)
+    rows = list(soon.exclude(pk__in=awaiting(reader, facts)).defer("facts").order_by("expires_at", "pk"))
+    return Section(
+        "Requests that expire",
+        tuple(request_line(row, reader, facts.at) for row in rows[:MOST_LINES]),
+        len(rows),
+        listed("approvals_approvalrequest"),
+    )
+
+
+@kept
+def windows(facts: Facts) -> list[tuple[dt.datetime, dt.datetime, FreezeWindow, int]]:
+    """Begin and end of what is open now or opens within a week, and how often it opens again in that time.
+
+    What cannot be read comes first and holds everything, as `freezing.held` has it.
+    """
+    found = []
+    for row in FreezeWindow.objects.filter(enabled=True).order_by("pk"):
+        try:
+            end = recurrence.open_until(row.window, facts.at)
+            times = recurrence.upcoming(row.window, facts.at, MOST_TIMES)
+        except recurrence.BadWindow:
+            found.append((facts.at, facts.at, row, 0))
+            continue
+        times = [one for one in times if one[0] < facts.at + AHEAD]
+        begin, end = (facts.at, end) if end else times.pop(0) if times else (None, None)
+        if begin and end:
+            found.append((begin, end, row, len(times)))
+    return sorted(found, key=lambda one: (one[0], one[1], one[2].pk))
+
+
+def freezes(reader: Reader, facts: Facts) -> Section | None:
+    """When nothing rolls out, or only then, now and in the week to come."""
+    if not reader.may("approvals.view_freezewindow"):
+        return None
+    found = windows(facts)
+    return Section(
+        "Freezes and rollout windows",
+        tuple(window_line(*one, reader, facts.at) for one in found[:MOST_LINES]),
+        len(found),
+        listed("approvals_freezewindow"),
+    )
+
+
+def window_line(
+    begin: dt.datetime, end: dt.datetime, row: FreezeWindow, again: int, reader: Reader, at: dt.datetime
+) -> Line:
+    if begin == end:
+        badge, mood, when = "unreadable", Mood.BAD, "it cannot be read, and holds everything"
+    elif begin == at:
+        badge, mood = OPEN_NOW[Kind(row.kind)]
+        when = f"until {reader.clock(end)}"
+    else:
+        badge, mood = TO_COME[Kind(row.kind)], Mood.PLAIN
+        when = f"{reader.clock(begin)} to {reader.clock(end)}"
+    more = f"{count(again, 'more time', 'more times')} within a week" if again else ""
+    told = (row.scope or "every service", when, more, row.reason)
+    return Line(row.name, "; ".join(part for part in told if part), page("approvals_freezewindow", row.pk), badge, mood)
+
+
 NEEDS = (signatures, stuck, firing, unmeasured)
 CHANGED = (improved, healthy, alerted, found)
-NEXT = (under_way, suggested)
+NEXT = (freezes, expiring, under_way, suggested)
 
 
 # -- The whole in a few words -----------------------------------------------------------------------------------------

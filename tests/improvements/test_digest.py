@@ -11,14 +11,14 @@ import pytest
 from django.conf import settings
 from django.contrib.auth.models import Permission
 
-from approvals.models import PersonSettings
+from approvals.models import FreezeWindow, PersonSettings, TeamMember
 from approvals.policy import Role
 from improvements.digest import composing, parts, rendering, sections
 from improvements.digest.composing import compose, reader_of
 from improvements.digest.parts import Digest, Facts, Line, Section
 from improvements.digest.weeks import Week
-from improvements.models import Improvement
-from monitoring.models import Alert, Service
+from improvements.models import Improvement, Review
+from monitoring.models import Alert, HealthScore, Service
 from tests.improvements.digests import (
     MEASURED,
     MONDAY,
@@ -61,7 +61,8 @@ def with_rights(name: str, *rights: str) -> Any:
 
 
 CHANGED = ["Improvements", "Health", "Alerts", "Findings"]
-NEXT = ["Rollouts", "Suggestions, the best first"]
+NEXT = ["Rollouts", "Suggestions"]
+EXPIRE = "Requests that expire"
 
 
 @pytest.mark.parametrize(
@@ -77,14 +78,17 @@ NEXT = ["Rollouts", "Suggestions, the best first"]
 )
 def test_says_what_needs_a_role_and_shows_all_who_may_view_the_rest(roles: list[Role], needs: list[str]) -> None:
     busy_week()
-    assert titles(told(reader("somebody", *roles))) == [needs, CHANGED, NEXT]
+    later = NEXT if Role.ARCHITECTURE in roles else [EXPIRE, *NEXT]
+    assert titles(told(reader("somebody", *roles))) == [needs, CHANGED, later]
 
 
 @pytest.mark.parametrize(
     ("rights", "expected"),
     [
         ([], [[], [], []]),
-        (["approvals.view_approvalrequest"], [[], [], []]),
+        (["approvals.view_approvalrequest"], [[], [], [EXPIRE]]),
+        (["approvals.view_freezewindow"], [[], [], ["Freezes and rollout windows"]]),
+        (["improvements.view_review"], [[], [], ["Reviews due"]]),
         (["improvements.view_improvement"], [[], ["Improvements"], NEXT]),
         (["monitoring.view_alert"], [[], ["Alerts"], []]),
         (["monitoring.view_healthscore"], [[], ["Health"], []]),
@@ -94,6 +98,8 @@ def test_says_what_needs_a_role_and_shows_all_who_may_view_the_rest(roles: list[
 )
 def test_tells_nobody_what_they_may_not_view(rights: list[str], expected: list[list[str]]) -> None:
     busy_week()
+    frozen()
+    review()
     digest = told(with_rights("somebody", *rights))
     assert titles(digest) == expected
     text = rendering.as_text(digest)
@@ -116,6 +122,7 @@ def test_tells_everything_of_a_busy_week_with_its_numbers() -> None:
         "services not measured (1).",
         "Improvements: 1 promoted, 1 rolled back, 1 rollback stuck; 2 alerts fired; 1 finding new, 1 closed.",
         "3 rounds of 2 services were measured.",
+        "Next: rollouts (1), suggestions (7).",
     )
     asked = section(digest, "Awaiting your signature").lines
     assert [(one.text, one.badge, one.mood) for one in asked] == [
@@ -138,7 +145,7 @@ def test_tells_everything_of_a_busy_week_with_its_numbers() -> None:
     ]
     assert section(digest, "Alerts").note == "2 fired; 1 resolved, after 12 min in the median and 12 min at most."
     assert section(digest, "Findings").note == "1 finding closed."
-    suggestions = section(digest, "Suggestions, the best first")
+    suggestions = section(digest, "Suggestions")
     assert [one.text for one in suggestions.lines] == [f"Suggestion {number}" for number in (6, 5, 4, 3, 2)]
     assert suggestions.more == 2
     assert suggestions.url.endswith("/admin/improvements/improvement/?state__exact=SUGGESTED")
@@ -179,6 +186,96 @@ def test_tells_of_a_week_that_goes_on_as_far_as_it_went() -> None:
     assert told(reader("bob", Role.LEAD), WEEK, WEDNESDAY).period.endswith("to 2026-11-18 12:00 +00:00")
     ahead = told(reader("bob", Role.LEAD), Week(2027, 10), WEDNESDAY)
     assert ahead.period == "2027-03-08 00:00 +00:00 to 2027-03-08 00:00 +00:00"
+
+
+# -- What is to come --------------------------------------------------------------------------------------------------
+
+
+def frozen(name: str = "Friday evening", **fields: Any) -> FreezeWindow:
+    usual: dict[str, Any] = {
+        "reason": "Nobody is here.", "first_day": dt.date(2026, 1, 2), "begins": dt.time(18), "duration_minutes": 120,
+        "recurrence": "FREQ=WEEKLY;BYDAY=FR",
+    }  # fmt: skip
+    return FreezeWindow.objects.create(name=name, **usual | fields)
+
+
+ONCE = {"recurrence": "", "begins": dt.time(8)}
+NOW = "every service; until 2026-11-23 11:00 +01:00; Nobody is here."
+FREEZE = "every service; 2026-11-27 19:00 +01:00 to 2026-11-27 21:00 +01:00; Nobody is here."
+
+
+@pytest.mark.parametrize(
+    ("fields", "badge", "detail"),
+    [
+        ({}, "freeze", FREEZE),
+        ({"scope": "realm"}, "freeze", FREEZE.replace("every service", "realm")),
+        ({"kind": "rollouts"}, "rollouts only then", FREEZE),
+        (ONCE | {"first_day": MONDAY.date()}, "frozen now", NOW),
+        (ONCE | {"first_day": MONDAY.date(), "kind": "rollouts"}, "open now", NOW),
+        ({"recurrence": "FREQ=DAILY"}, "freeze",
+         "every service; 2026-11-23 19:00 +01:00 to 2026-11-23 21:00 +01:00; 6 more times within a week; Nobody is "
+         "here."),
+        (ONCE | {"first_day": dt.date(2026, 12, 1)}, "", ""),  # in more than a week
+        (ONCE | {"first_day": dt.date(2026, 11, 20)}, "", ""),  # over
+        ({"enabled": False}, "", ""),
+        ({"timezone": "Europe/Atlantis"}, "unreadable",
+         "every service; it cannot be read, and holds everything; Nobody is here."),
+    ],
+)  # fmt: skip
+def test_says_when_nothing_will_roll_out(fields: dict[str, Any], badge: str, detail: str) -> None:
+    frozen(**fields)
+    digest = told(reader("bob", Role.LEAD, zone="Europe/Berlin"))
+    lines = [line for one in digest.chapters[2].sections if one.title.startswith("Freezes") for line in one.lines]
+    assert [(line.badge, line.detail) for line in lines] == ([(badge, detail)] if badge else [])
+
+
+def review(role: Role = Role.LEAD, due: str = "2026-11-25", **fields: Any) -> Review:
+    day = dt.date.fromisoformat(due)
+    return Review.objects.create(
+        kind="weekly", period=f"{role} {due}", title="Weekly review", since=WEDNESDAY, until=MONDAY, role=role,
+        made_at=MONDAY, due_on=day, escalates_after=day, facts_sha256="", **fields,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "needs", "later"),
+    [
+        ({}, [("due", "due by the end of 2026-11-25; asked: a lead developer")], []),
+        ({"due": "2026-11-20"}, [("overdue", "due by the end of 2026-11-20; asked: a lead developer")], []),
+        ({"role": Role.CTO}, [], [("due", "due by the end of 2026-11-25; asked: the CTO")]),
+        ({"role": Role.CTO, "due": "2026-12-01"}, [], []),  # in more than a week
+        ({"scope": "realm"}, [("due", "realm; due by the end of 2026-11-25; asked: a lead developer")], []),
+        # Somebody else is named there: it is theirs.
+        ({"scope": "shop"}, [], [("due", "shop; due by the end of 2026-11-25; asked: a lead developer")]),
+    ],
+)
+def test_says_which_reviews_are_the_readers_and_which_wait_for_others(
+    fields: dict[str, Any], needs: list[tuple[str, str]], later: list[tuple[str, str]]
+) -> None:
+    TeamMember.objects.create(scope="shop", role=Role.LEAD, person=reader("frank", Role.LEAD))
+    review(**fields)
+    needed, _, ahead = told(reader("bob", Role.LEAD)).chapters
+    for chapter, title, lines in ((needed, "Reviews to sign off", needs), (ahead, "Reviews due", later)):
+        got = [line for one in chapter.sections if one.title == title for line in one.lines]
+        assert [(line.badge, line.detail) for line in got] == lines
+
+
+@pytest.mark.parametrize(
+    ("role", "service", "needs"),
+    [
+        (Role.ON_CALL, "realm", ["Alerts firing", "Services not measured", "Improvements stuck"]),
+        (Role.ON_CALL, "shop", []),
+        (Role.ARCHITECTURE, "realm", ["Awaiting your signature", "Improvements stuck"]),
+        (Role.ARCHITECTURE, "shop", []),
+    ],
+)
+def test_needs_somebody_of_a_team_for_their_own_services_alone(role: Role, service: str, needs: list[str]) -> None:
+    realm = busy_week()
+    HealthScore.objects.filter(service=realm).delete()
+    Service.objects.exclude(pk=realm.pk).update(archived_at=MONDAY)
+    eve = reader("eve", role)
+    TeamMember.objects.create(scope=service, role=role, person=eve)
+    assert sorted(titles(told(eve))[0]) == sorted(needs)
 
 
 def test_an_alert_that_somebody_else_has_taken_needs_nobody_else() -> None:
@@ -231,9 +328,9 @@ def test_tells_twice_of_what_went_live_and_came_back() -> None:
 
 
 def test_says_what_other_parts_add_and_nothing_of_what_is_not_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    def reviews(who: parts.Reader, since: dt.datetime, until: dt.datetime) -> Section | None:
-        assert (since, until) == (WEEK.begins(dt.UTC), WEEK.ends(dt.UTC))
-        return Section("Reviews overdue", (Line("Weekly review"),), 1) if Role.LEAD in who.roles else None
+    def reviews(who: parts.Reader, facts: Facts) -> Section | None:
+        assert (facts.since, facts.until, facts.at) == (WEEK.begins(dt.UTC), WEEK.ends(dt.UTC), MONDAY)
+        return Section("Reviews overdue", (Line("Weekly review"),), 1) if Role.LEAD in who.roles() else None
 
     monkeypatch.setattr(composing, "ADDED", {"needs": [], "changed": [], "next": []})
     monkeypatch.setattr(parts, "ADDED", composing.ADDED)
