@@ -8,56 +8,43 @@ from dataclasses import dataclass
 from django.contrib.auth.models import User
 from django.urls import reverse
 
-from approvals import roles
-from approvals.policy import Role
+from approvals import roles, terms
+from approvals.policy import PersonFacts, Role, Tier
+from approvals.rulebook import Document
 from improvements.cadence import CHAIN
 from monitoring.models import EscalationStep
 
 
 @dataclass(frozen=True)
 class Path:
-    """`occasion` goes to `role`; `without` is what that means while nobody has the role."""
+    """`occasion` goes to `role`; `without` is what that means while nobody has the role. `tier`: of which requests."""
 
     occasion: str
     role: Role
-    then: str
     without: str
+    tier: Tier | None = None
 
 
 PATHS: tuple[Path, ...] = (
-    Path(
-        "an alert fires",
-        Role.ON_CALL,
-        "the next escalation step, until somebody acknowledges it",
-        "alerts are nobody's duty",
-    ),
+    Path("an alert fires", Role.ON_CALL, "alerts are nobody's duty"),
     Path(
         "a medium-risk change must be signed",
         Role.LEAD,
-        "it expires; nothing is approved by silence",
         "a medium-risk change with an inconclusive check cannot be approved",
+        Tier.MEDIUM,
     ),
-    Path(
-        "a high-risk change must be signed",
-        Role.ARCHITECTURE,
-        "it expires; nothing is approved by silence",
-        "no high-risk change can be approved",
-    ),
-    Path(
-        "a critical change must be signed",
-        Role.CTO,
-        "it expires; nothing is approved by silence",
-        "no critical change can be approved",
-    ),
+    Path("a high-risk change must be signed", Role.ARCHITECTURE, "no high-risk change can be approved", Tier.HIGH),
+    Path("a critical change must be signed", Role.CTO, "no critical change can be approved", Tier.CRITICAL),
 )
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A path with the names of those who have its role now."""
+    """A path with the names of those who have its role now, and what happens when they do nothing."""
 
     path: Path
     people: tuple[str, ...]
+    then: str
 
 
 @dataclass(frozen=True)
@@ -72,18 +59,34 @@ class Paths:
 
 def paths() -> Paths:
     """Who is asked now, and where nobody is."""
-    known = [one for one in roles.everybody().values() if one.may_count]
-    people = {path.role: tuple(sorted(one.name for one in known if path.role in one.roles)) for path in PATHS}
-    standing = tuple(Standing(path, people[path.role]) for path in PATHS)
+    rights, policy = roles.snapshot(everyone=True), terms.in_force().document.of("")
+    # Whoever is named by some service is asked there; reviews are of the whole installation.
+    anywhere, everywhere = (_names(rights.people(scope)) for scope in (roles.ANYWHERE, ""))
     steps = tuple(
         f"{step}{'' if step.service is None else f' for {step.service}'}"
         for step in EscalationStep.objects.filter(contact__enabled=True).select_related("contact", "service")
     )
     return Paths(
-        standing=standing,
-        review_chain=tuple((role.title, people[role]) for role in CHAIN),
+        standing=tuple(Standing(path, anywhere[path.role], _then(path, policy)) for path in PATHS),
+        review_chain=tuple((role.title, everywhere[role]) for role in CHAIN),
         alert_steps=steps,
-        holes=_holes(people, bool(steps)),
+        holes=_holes(anywhere, bool(steps)),
+    )
+
+
+def _names(people: Mapping[int, PersonFacts]) -> dict[Role, tuple[str, ...]]:
+    known = [one for one in people.values() if one.may_count]
+    return {role: tuple(sorted(one.name for one in known if role in one.roles)) for role in Role}
+
+
+def _then(path: Path, policy: Document) -> str:
+    """What the policy in force has happen when nobody decides."""
+    if path.tier is None:
+        return "the next escalation step, until somebody acknowledges it"
+    row = policy.tiers[path.tier]
+    return (
+        f"after {row.escalate_after_hours:g} working hours {row.escalate_to.title} is told, "
+        f"and after {row.expire_after_hours:g} it expires; nothing is approved by silence"
     )
 
 

@@ -104,7 +104,7 @@ def drills(window: Window) -> Section:
         (
             Fact("Drills told", len(facts), "", link),
             *facts,
-            Fact("Services that are rolled out here and whose rollback was neither used nor drilled with success",
+            Fact("Services whose rollback nobody saw work",
                  len(unseen), "", "", ", ".join(unseen)),
         ),
     )  # fmt: skip
@@ -127,9 +127,8 @@ def gates(window: Window) -> Section:
         by = {verdict: counted.get((state.value, verdict.value), 0) for verdict in held}
         link = recorded.rows_of("improvements_improvement", {pk for at, pk in stopped if at == state.value})
         note = ", ".join(f"{count} {verdict}" for verdict, count in by.items() if count)
-        facts.append(
-            Fact(f"Held up at {state.label}", sum(by.values()), "", link, f"Of {total}{': ' + note if note else ''}.")
-        )
+        of = f"Of {total}{': ' + note if note else ''}." if total else "This step did not run."
+        facts.append(Fact(f"Held up at {state.label}", sum(by.values()), "", link, of))
     said_no = (RequestState.REJECTED, RequestState.EXPIRED, RequestState.VOID)
     refused = dict(
         ApprovalRequest.objects.filter(recorded.within("decided_at", window), state__in=said_no)

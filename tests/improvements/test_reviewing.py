@@ -12,9 +12,9 @@ from django.contrib.auth.models import User
 from django.db import IntegrityError, connection, transaction
 from django.utils.timezone import now
 
-from approvals import roles
+from approvals import roles, rulebook
 from approvals.models import AuditEntry, PersonSettings, TeamMember, WorkingHours
-from approvals.policy import Role
+from approvals.policy import Role, Tier
 from improvements.cadence import Kind
 from improvements.governance import escalation, reviewing
 from improvements.governance.facts import Fact, Section
@@ -449,13 +449,28 @@ def test_one_person_with_all_roles_cannot_sign_a_critical_change(db: None) -> No
     assert escalation.paths().holes == ("A critical change needs two people, and zoe alone could sign one.",)
 
 
-def test_every_occasion_of_the_table_has_its_role() -> None:
-    assert [(path.occasion.split()[1], path.role) for path in escalation.PATHS] == [
-        ("alert", Role.ON_CALL),
-        ("medium-risk", Role.LEAD),
-        ("high-risk", Role.ARCHITECTURE),
-        ("critical", Role.CTO),
+def test_every_occasion_of_the_table_has_its_role_and_the_policy_agrees() -> None:
+    assert [(path.occasion.split()[1], path.tier, path.role) for path in escalation.PATHS] == [
+        ("alert", None, Role.ON_CALL),
+        ("medium-risk", Tier.MEDIUM, Role.LEAD),
+        ("high-risk", Tier.HIGH, Role.ARCHITECTURE),
+        ("critical", Tier.CRITICAL, Role.CTO),
     ]
+    for path in escalation.PATHS:
+        if path.tier:
+            assert rulebook.DEFAULT.tiers[path.tier].escalate_to is path.role
+            row = rulebook.FLOOR.tiers[path.tier]
+            assert any(path.role in slot for slot in row.people or row.if_inconclusive)
+
+
+def test_says_what_the_policy_has_happen_then_and_counts_the_people_of_teams(db: None) -> None:
+    TeamMember.objects.create(scope="shop", role=Role.LEAD, person=person("bob", Role.LEAD))
+    found = escalation.paths()
+    asked = {one.path.tier: one for one in found.standing}
+    assert (asked[Tier.MEDIUM].people, asked[Tier.HIGH].people) == (("bob",), ())
+    assert asked[Tier.HIGH].then.startswith("after 12 working hours the architecture team is told, and after 40 it ")
+    assert found.review_chain[0] == ("a lead developer", ()), "whoever leads one service reviews not all of them"
+    assert not [hole for hole in found.holes if "Lead developers" in hole]
 
 
 def test_the_task_repeats_harmlessly(began: Callable[[dt.datetime | None], None]) -> None:
