@@ -68,24 +68,27 @@ def record(
         raise OutsideTransaction(action)
     kind, subject_id, text = subject_columns(subject)
     around = occasion.current()
-    entry = AuditEntry(
-        at=now(),
-        actor_id=actor.pk if actor is not None else None,
-        actor=actor.get_username()[:150] if actor is not None and actor.pk is not None else SYSTEM,
-        action=str(action),
-        subject_kind=kind,
-        subject_id=subject_id,
-        subject=plain(text),
-        because=withholding.in_text(plain(because)),
-        on_behalf_of=plain(on_behalf_of)[:150],
-        origin=(around.origin if origin is None else plain(origin))[:80],
-        correlation=(around.correlation if correlation is None else plain(correlation))[:64],
-        outcome=Outcome(outcome).value,
-    )
+    at = now()
+    columns = {
+        "at": moment(at),
+        "actor_id": actor.pk if actor is not None else None,
+        "actor": actor.get_username()[:150] if actor is not None and actor.pk is not None else SYSTEM,
+        "action": str(action),
+        "subject_kind": kind,
+        "subject_id": subject_id,
+        "subject": plain(text),
+        "because": withholding.in_text(plain(because)),
+        "on_behalf_of": plain(on_behalf_of)[:150],
+        "origin": (around.origin if origin is None else plain(origin))[:80],
+        "correlation": (around.correlation if correlation is None else plain(correlation))[:64],
+        "outcome": Outcome(outcome).value,
+    }
     details = {"was": plain(was), "became": plain(became), "data": plain(data or {})}
-    _append(entry, canonical(withholding.in_values(details)).decode())
+    written = _append(columns, canonical(withholding.in_values(details)).decode())
     if around.told is not None:
         around.told.add((kind, subject_id))
+    entry = AuditEntry(**{**columns, **written, "at": at})
+    entry._state.adding = False
     return entry
 
 
@@ -103,46 +106,13 @@ def record_read(actor: AbstractBaseUser | AnonymousUser, *, entry: AuditEntry | 
     return True
 
 
-def _append(entry: AuditEntry, details: str) -> None:
-    """Let the database number, link and store the entry: one round trip with the head locked."""
-    before, after = chain.payload_parts(entry.columns(), details)
-    values = [getattr(entry, name) for name in WRITTEN]
+def _append(columns: Mapping[str, Any], details: str) -> dict[str, Any]:
+    """Let the database number, link and store the entry, in one round trip. Returns what only it knew before."""
+    before, after = chain.payload_parts(columns, details)
     with connection.cursor() as cursor:
-        cursor.execute(WRITE, [*values, before, after])
-        entry.sequence, entry.prev_hash, entry.hash = cursor.fetchone()
-    if not any(waiting[1] is wait_for_the_disk for waiting in connection.run_on_commit):
-        transaction.on_commit(wait_for_the_disk)
-    entry.payload = f"{before}{entry.sequence}{after}"
-    entry._state.adding = False
-
-
-def wait_for_the_disk() -> None:
-    """Return when everything committed so far is on the disk, as an ordinary commit would have.
-
-    PostgreSQL lets go of locks only after its wait for the disk, so that writers of the log would wait one after the
-    other. approvals_audit_write therefore has the commit itself not wait; this message, an empty record in the
-    database's own log, does so with the head free, and one wait serves all who wait. Whoever called `atomic` goes on
-    only after it: what they were told is kept, is kept.
-    """
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_logical_emit_message(true, 'audit', '')")
-
-
-WRITTEN = (
-    "at",
-    "actor_id",
-    "actor",
-    "action",
-    "subject_kind",
-    "subject_id",
-    "subject",
-    "because",
-    "on_behalf_of",
-    "origin",
-    "correlation",
-    "outcome",
-)
-WRITE = f"SELECT * FROM approvals_audit_write({', '.join(['%s'] * (len(WRITTEN) + 2))})"  # noqa: S608 (signs only)
+        cursor.execute("SELECT * FROM approvals_audit_write(%s, %s)", [before, after])
+        sequence, prev_hash, its_hash = cursor.fetchone()
+    return {"sequence": sequence, "prev_hash": prev_hash, "hash": its_hash, "payload": f"{before}{sequence}{after}"}
 
 
 def ensure_head() -> None:
@@ -162,7 +132,11 @@ def plain(value: Any) -> Any:
         case enum.Enum():
             return plain(value.value)
         case str():
+            if type(value) is str and value.isascii() and "\0" not in value:
+                return value  # nearly always
             return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+        case dict():
+            return {plain(key) if isinstance(key, str) else str(key): plain(one) for key, one in value.items()}
         case dt.datetime():
             return moment(value)
         case dt.date() | dt.time() | PurePath() | uuid.UUID() | Decimal():
@@ -175,7 +149,7 @@ def plain(value: Any) -> Any:
         case numbers.Real():
             return float(value) if math.isfinite(value) else str(float(value))
         case Mapping():
-            return {plain(key) if isinstance(key, str) else str(key): plain(one) for key, one in value.items()}
+            return plain(dict(value))
         case list() | tuple():
             return [plain(one) for one in value]
         case set() | frozenset():

@@ -44,6 +44,7 @@ COLUMNS = (
     "subject_id",
     "subject_kind",
 )
+AROUND = COLUMNS[: COLUMNS.index("sequence")], COLUMNS[COLUMNS.index("sequence") + 1 :]
 # Entries of format 1 were written before these columns were there: the columns must be empty.
 NEW_IN_2 = {"correlation": "", "on_behalf_of": "", "origin": "", "outcome": ""}
 ECHO = '{"action":"audit.'  # how the columns of an entry begin that tells of a statement
@@ -93,9 +94,8 @@ def payload_parts(columns: Mapping[str, Any], details: str) -> tuple[str, str]:
 
     `details` is canonical JSON of what only the payload holds.
     """
-    before = spelled({name: columns[name] for name in COLUMNS if name < "sequence"})[:-1]
-    after = spelled({name: columns[name] for name in COLUMNS if name > "sequence"})[1:]
-    return f'{{"columns":{before},"sequence":', f',{after},"details":{details},"format":{FORMAT}}}'
+    before, after = (",".join(f'"{name}":{spelled(columns[name])}' for name in names) for names in AROUND)
+    return f'{{"columns":{{{before},"sequence":', f',{after}}},"details":{details},"format":{FORMAT}}}'
 
 
 def link_hash(prev_hash: str, payload: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.models import User
-from django.db import transaction
+from django.db import connection, transaction
 
 from approvals import audit, statements
 from approvals.models.audit import AuditEntry, AuditHead
@@ -63,16 +63,26 @@ def write(at: dt.datetime) -> int:
     The file comes first: a statement of which no entry tells harms nothing, the reverse would look like a removed one.
     """
     with statements.locked():
-        head = AuditHead.objects.get(pk=1)
+        with transaction.atomic(durable=True):  # refused within a transaction, whose own entries may yet be taken back
+            head = AuditHead.objects.get(pk=1)
         last = statements.newest("checkpoint")
         if last and last[0]["sequence"] == head.sequence:
             return head.sequence
-        # Other sessions may have let go of this head before it was on the disk.
-        audit.wait_for_the_disk()
+        _wait_for_the_disk()
         fields: dict[str, Any] = {"sequence": head.sequence, "hash": head.hash, "count": head.sequence}
         told, digest = statements.append("checkpoint", fields, at=at)
     tell(ACTION, told, digest, because=f"{head.sequence} entries")
     return head.sequence
+
+
+def _wait_for_the_disk() -> None:
+    """Return when everything committed so far is on the disk.
+
+    It is already, unless somebody gave the database `synchronous_commit = off`; a head that a crash takes back after it
+    was signed would look like a log that lost its tail.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_logical_emit_message(false, 'audit', '', true)")
 
 
 def rotate(at: dt.datetime, *, actor: User | None, because: str) -> str:

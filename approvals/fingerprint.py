@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,11 +15,31 @@ import rfc8785
 def canonical(value: Any) -> bytes:
     """`value` as canonical JSON (RFC 8785): one spelling for one meaning. ValueError for what JSON cannot say."""
     try:
-        return rfc8785.dumps(value)
+        return _ENCODER.encode(value).encode() if _is_usual(value) else rfc8785.dumps(value)
     except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
         raise ValueError(
             f"{error}. Only text, whole numbers below 2**53, finite floats, lists and dicts can be hashed."
         ) from error
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def _is_usual(value: Any) -> bool:
+    """Whether Python's own encoder, which is five times as quick, spells it as RFC 8785 does.
+
+    It orders names by code points, which for ASCII is the same, and floats look alike where neither has an exponent.
+    """
+    kind = type(value)
+    if kind is str or value is None or kind is bool:
+        return True
+    if kind is dict:
+        return all(type(name) is str and name.isascii() for name in value) and all(map(_is_usual, value.values()))
+    if kind is list:
+        return all(map(_is_usual, value))
+    if kind is int:
+        return abs(value) < 2**53
+    return kind is float and 1e-4 <= abs(value) < 1e15 and not value.is_integer()
 
 
 def digest(value: Any) -> str:

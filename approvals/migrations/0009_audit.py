@@ -3,21 +3,26 @@
 from django.db import migrations, models
 
 FORWARDS = """
--- One call and one round trip for what must happen while the head is locked. The triggers below check what it writes, as
--- they do with every other INSERT; it has no rights of its own.
+-- One call and one round trip for what must happen one writer after the other. The columns are read from the very text
+-- that is hashed. The triggers below check what it writes, as they do with every other INSERT; it has no rights of its own.
 CREATE FUNCTION approvals_audit_write(
-    its_at timestamptz, its_actor_id bigint, its_actor text, its_action text, its_subject_kind text, its_subject_id text,
-    its_subject text, its_because text, its_on_behalf_of text, its_origin text, its_correlation text, its_outcome text,
     before_sequence text, after_sequence text, OUT sequence bigint, OUT prev_hash text, OUT hash text
 ) LANGUAGE plpgsql AS $$
 DECLARE
+    said record;
     head approvals_audithead%ROWTYPE;
     payload text;
 BEGIN
-    SELECT * INTO head FROM approvals_audithead WHERE id = 1 FOR UPDATE;
+    SELECT * INTO said FROM json_to_record((before_sequence || '0' || after_sequence)::json -> 'columns') AS (
+        at timestamptz, actor_id bigint, actor text, action text, subject_kind text, subject_id text, subject text,
+        because text, on_behalf_of text, origin text, correlation text, outcome text
+    );
+    -- Writers queue up here rather than at the head's row: whoever waits for a row has to find its new version afterwards.
+    PERFORM pg_advisory_xact_lock('approvals_audithead'::regclass::oid::integer, 1);
+    SELECT * INTO head FROM approvals_audithead WHERE id = 1;
     IF NOT FOUND THEN
         INSERT INTO approvals_audithead (id, sequence, hash) VALUES (1, 0, repeat('0', 64)) ON CONFLICT DO NOTHING;
-        SELECT * INTO head FROM approvals_audithead WHERE id = 1 FOR UPDATE;
+        SELECT * INTO head FROM approvals_audithead WHERE id = 1;
     END IF;
     sequence := head.sequence + 1;
     prev_hash := head.hash;
@@ -27,12 +32,32 @@ BEGIN
         sequence, prev_hash, hash, at, actor_id, actor, action, subject_kind, subject_id, subject, because,
         on_behalf_of, origin, correlation, outcome, payload
     ) VALUES (
-        sequence, prev_hash, hash, its_at, its_actor_id, its_actor, its_action, its_subject_kind, its_subject_id,
-        its_subject, its_because, its_on_behalf_of, its_origin, its_correlation, its_outcome, payload
+        sequence, prev_hash, hash, said.at, said.actor_id, said.actor, said.action, said.subject_kind, said.subject_id,
+        said.subject, said.because, said.on_behalf_of, said.origin, said.correlation, said.outcome, payload
     );
-    -- Let go of the head without waiting for the disk, so that many writers share one wait: approvals.audit waits for it
-    -- right after the commit, before the caller goes on.
-    PERFORM set_config('synchronous_commit', 'off', true);
+END $$;
+
+-- The checks are those it always made, with the head found and moved in one go: every writer waits for this.
+CREATE OR REPLACE FUNCTION approvals_audit_append() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    ends_at bigint;
+BEGIN
+    UPDATE approvals_audithead SET sequence = NEW.sequence, hash = NEW.hash
+    WHERE id = 1 AND sequence = NEW.sequence - 1 AND hash = NEW.prev_hash;
+    IF NOT FOUND THEN
+        SELECT sequence INTO ends_at FROM approvals_audithead WHERE id = 1;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'The audit log has no head row: run "manage.py migrate", then "manage.py verify_audit".'
+                USING ERRCODE = 'restrict_violation';
+        END IF;
+        RAISE EXCEPTION 'Audit entry % does not continue the log, which ends at %.', NEW.sequence, ends_at
+            USING ERRCODE = 'restrict_violation';
+    END IF;
+    IF NEW.hash <> encode(sha256(convert_to(NEW.prev_hash || NEW.payload, 'UTF8')), 'hex') THEN
+        RAISE EXCEPTION 'Audit entry % does not have the hash of its payload.', NEW.sequence
+            USING ERRCODE = 'restrict_violation';
+    END IF;
+    RETURN NULL;
 END $$;
 
 -- Removal is for what a tombstone of this very transaction names. pg_current_xact_id is the outermost transaction's.
@@ -86,9 +111,13 @@ ALTER TABLE approvals_audittombstone ENABLE ALWAYS TRIGGER audit_refuse_change;
 ALTER TABLE approvals_audittombstone ENABLE ALWAYS TRIGGER audit_refuse_truncate;
 
 -- Words and how they begin, for the search of the log. Not trigrams: those need an extension, and an entry has ten times
--- as many of them as it has words.
+-- as many of them as it has words. Of a reason its beginning: to_tsvector refuses texts with a megabyte of words, and an
+-- entry must never fail because of its length.
 CREATE INDEX audit_words ON approvals_auditentry USING gin (
-    to_tsvector('simple'::regconfig, translate(actor || ' ' || action || ' ' || subject || ' ' || because, './_-:#@', '       '))
+    to_tsvector(
+        'simple'::regconfig,
+        translate(actor || ' ' || action || ' ' || subject || ' ' || left(because, 10000), './_-:#@', '       ')
+    )
 );
 """
 
@@ -104,9 +133,7 @@ CREATE TRIGGER audit_refuse_change BEFORE UPDATE OR DELETE ON approvals_auditent
 ALTER TABLE approvals_auditentry ENABLE ALWAYS TRIGGER audit_refuse_change;
 DROP FUNCTION approvals_audit_bury();
 DROP FUNCTION approvals_audit_remove();
-DROP FUNCTION approvals_audit_write(
-    timestamptz, bigint, text, text, text, text, text, text, text, text, text, text, text, text
-);
+DROP FUNCTION approvals_audit_write(text, text);
 """
 
 
@@ -157,6 +184,21 @@ class Migration(migrations.Migration):
             index=models.Index(
                 condition=models.Q(("correlation", ""), _negated=True), fields=["correlation"], name="audit_correlation"
             ),
+        ),
+        # The hash before is unique, so each hash is too, save the last. As `unique=True` both cost an index for LIKE more.
+        migrations.AlterField(
+            model_name="auditentry",
+            name="hash",
+            field=models.CharField(max_length=64),
+        ),
+        migrations.AlterField(
+            model_name="auditentry",
+            name="prev_hash",
+            field=models.CharField(max_length=64),
+        ),
+        migrations.AddConstraint(
+            model_name="auditentry",
+            constraint=models.UniqueConstraint(fields=("prev_hash",), name="audit_continues_once"),
         ),
         migrations.RunSQL(FORWARDS, BACKWARDS),
     ]

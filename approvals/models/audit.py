@@ -28,7 +28,8 @@ class AppendOnly(TypeError):
 _AS_SPACES = str.maketrans("./_-:#@", " " * 7)
 _WORDS = (
     "to_tsvector('simple'::regconfig, translate(approvals_auditentry.actor || ' ' || approvals_auditentry.action"
-    " || ' ' || approvals_auditentry.subject || ' ' || approvals_auditentry.because, './_-:#@', '       '))"
+    " || ' ' || approvals_auditentry.subject || ' ' || left(approvals_auditentry.because, 10000),"
+    " './_-:#@', '       '))"
 )
 
 
@@ -39,7 +40,10 @@ class AuditEntryQuerySet(models.QuerySet["AuditEntry"]):
         return self.filter(subject_kind=kind, subject_id=subject_id).order_by("sequence")
 
     def saying(self, words: str) -> AuditEntryQuerySet:
-        """The entries whose subject, reason, person or action has all these words, or words that begin so."""
+        """The entries whose subject, reason, person or action has all these words, or words that begin so.
+
+        Of a reason, its first 10,000 characters are looked at.
+        """
         found = re.findall(r"\w+", words.translate(_AS_SPACES))
         if not found:
             return self.none() if words.strip() else self
@@ -83,8 +87,8 @@ class AuditEntry(models.Model):
     """One line of the log. Names are copied as text, so that they outlive the users and rows they name."""
 
     sequence = models.BigIntegerField(primary_key=True)
-    prev_hash = models.CharField(max_length=64, unique=True)
-    hash = models.CharField(max_length=64, unique=True)
+    prev_hash = models.CharField(max_length=64)
+    hash = models.CharField(max_length=64)
     at = models.DateTimeField()
     actor_id = models.BigIntegerField(null=True)
     actor = models.CharField(max_length=150)
@@ -105,6 +109,8 @@ class AuditEntry(models.Model):
     class Meta:
         ordering = ["-sequence"]
         verbose_name_plural = "audit log"
+        # Not unique=True: Django would add an index for LIKE, which every append would pay for.
+        constraints = [models.UniqueConstraint(fields=["prev_hash"], name="audit_continues_once")]
         indexes = [
             models.Index(fields=["action", "-sequence"], name="audit_action"),
             models.Index(fields=["actor", "-sequence"], name="audit_actor"),

@@ -103,6 +103,16 @@ def test_puts_everything_a_caller_has_into_words() -> None:
         audit.record("a", None, data={"raw": b"x"})
 
 
+@pytest.mark.django_db
+def test_takes_reasons_longer_than_a_search_index_can_hold() -> None:
+    """PostgreSQL's to_tsvector refuses a megabyte of words, and would take the caller's work down with the entry."""
+    because = "first " + " ".join(f"word{number}" for number in range(200_000))
+    entry = audit.record("a", None, because=because)
+    assert AuditEntry.objects.get(pk=entry.pk).because == because
+    assert list(AuditEntry.objects.saying("first word77")) == [entry]
+    assert audit.verify().fault is None
+
+
 @pytest.mark.django_db(transaction=True)
 def test_refuses_to_write_outside_a_transaction() -> None:
     with pytest.raises(audit.OutsideTransaction, match=r"transaction\.atomic"):

@@ -17,7 +17,7 @@ import pytest
 from celery import current_app
 from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
-from django.db import transaction
+from django.db import connection, transaction
 from django.test import Client
 from django.utils.timezone import now
 
@@ -71,6 +71,48 @@ def test_keeps_the_key_to_itself_and_signs_what_it_says(settings: Any) -> None:
     fault = verified()
     assert fault is not None
     assert "pinned" in fault.what
+
+
+def test_signs_only_what_is_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit in the tests' database waits for no disk, as with synchronous_commit = off in somebody's own."""
+    write(3)
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW synchronous_commit")
+        assert cursor.fetchone() == ("off",)
+        cursor.execute("SELECT pg_current_wal_insert_lsn()")
+        (written,) = cursor.fetchone()
+    append = statements.append
+    flushed: list[bool] = []
+
+    def look_first(kind: str, fields: dict[str, Any], *, at: dt.datetime) -> tuple[dict[str, Any], str]:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_current_wal_flush_lsn() >= %s::pg_lsn", [written])
+            flushed.append(cursor.fetchone()[0])
+        return append(kind, fields, at=at)
+
+    monkeypatch.setattr(statements, "append", look_first)
+    checkpoints.write(AT)
+    assert flushed == [True]
+
+
+def test_refuses_to_sign_within_a_transaction_that_may_be_taken_back() -> None:
+    with transaction.atomic():
+        write(3)
+        with pytest.raises(RuntimeError, match="durable"):
+            checkpoints.write(AT)
+    assert statements.lines() == []
+
+
+def test_misses_the_statements_of_a_pinned_key(settings: Any) -> None:
+    """Whoever removes all of them, and the key, does not start anew unnoticed."""
+    write(3)
+    assert verified() is None
+    settings.AUDIT_PUBLIC_KEY = "ab" * 32
+    assert verified() == chain.Fault(
+        1, f"{statements.folder()}: A public key is pinned, and there is no statement at all: they were removed."
+    )
+    with pytest.raises(statements.StatementsUnusable, match="pins a key"):
+        checkpoints.write(AT)
 
 
 def test_changes_keys_and_keeps_the_old_proofs() -> None:

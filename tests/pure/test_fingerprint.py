@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import pytest
+import rfc8785
 
 from approvals.fingerprint import canonical, digest, fingerprint, places
 
@@ -29,6 +31,18 @@ def test_gives_the_rfc_8785_example() -> None:
 def test_refuses_what_json_cannot_say(value: object) -> None:
     with pytest.raises(ValueError, match="can be hashed"):
         canonical({"value": value})
+
+
+def test_is_spelled_as_rfc_8785_has_it_where_pythons_own_encoder_would_do() -> None:
+    texts = ["", "a/b", 'q"\\', "\x00\x1f\x7f", "\b\t\n\f\r", "é\u2028\ufeff", "\U0001f600", "\ufb33"]
+    near = [0.0001, 1e15, 1e16, 1e21]
+    numbers = [0.0, -0.0, 0.31, -1.5, 5e-324, 123456789012345.6, *near]
+    numbers += [math.nextafter(one, towards) for one in near for towards in (0, math.inf)]
+    for value in [*texts, *numbers, *(-number for number in numbers), 2**53 - 1, 1 - 2**53, None, True, [], {}]:
+        nested = {"b": [value], "a": {"": value}}
+        assert canonical(nested) == rfc8785.dumps(nested)
+    names = dict.fromkeys([*texts, "Z", "a", "aa", "a-", "10", "9"], 1)
+    assert canonical(names) == rfc8785.dumps(names)
 
 
 def test_changes_with_patch_evidence_and_policy_but_not_with_order() -> None:
