@@ -22,6 +22,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from json.encoder import encode_basestring as quoted
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,13 +118,13 @@ def walk(
     count, last, previous = 0, 0, GENESIS
     echoes: dict[int, tuple[str, int]] = {}
     for link in links:
-        if not count and link.sequence - 1 in starts:
-            last, previous = link.sequence - 1, starts[link.sequence - 1]
-        wrong = fault_of(link, last, previous, marks.get(link.sequence))
-        if wrong:
-            return Checked(count, last, previous, Fault(min(link.sequence, last + 1), wrong), echoes)
-        count, last, previous = count + 1, link.sequence, link.hash
-        if link.columns.startswith(ECHO):
+        sequence, _, its_hash, _, columns = link
+        if not count and sequence - 1 in starts:
+            last, previous = sequence - 1, starts[sequence - 1]
+        if wrong := fault_of(link, last, previous, marks.get(sequence)):
+            return Checked(count, last, previous, Fault(min(sequence, last + 1), wrong), echoes)
+        count, last, previous = count + 1, sequence, its_hash
+        if columns.startswith(ECHO):
             echoes.update(_echo(link))
     furthest = max(marks, default=0)
     if furthest > last:
@@ -139,7 +140,7 @@ def fault_of(link: Link, last: int, previous: str, mark: str | None) -> str | No
         return f"Entry {last + 1} is missing: after {last} comes {sequence}."
     if prev_hash != previous:
         return "It does not continue the entry before it."
-    if hashlib.sha256(f"{prev_hash}{payload}".encode()).hexdigest() != its_hash:
+    if sha256(f"{prev_hash}{payload}".encode()).hexdigest() != its_hash:
         return "Its payload or its hash was changed."
     # What is quick and nearly always so; which column it is when not, and the old format, take a closer look.
     if not payload.startswith(f'{{"columns":{columns},"details":{{') and (wrong := _differing(payload, columns)):

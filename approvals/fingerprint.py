@@ -38,8 +38,8 @@ def _is_usual(value: Any) -> bool:
     if kind is list:
         return all(map(_is_usual, value))
     if kind is int:
-        return abs(value) < 2**53
-    return kind is float and 1e-4 <= abs(value) < 1e15 and not value.is_integer()
+        return bool(abs(value) < 2**53)
+    return kind is float and bool(1e-4 <= abs(value) < 1e15 and not value.is_integer())
 
 
 def digest(value: Any) -> str:
