@@ -1,22 +1,24 @@
-"""From the proxy's log lines to traffic slices: read datagrams, fold them per server and second, write them out.
+"""From the proxy's log lines to traffic slices: read them, fold them per server and second, write them out.
 
-Two threads: one reads, because the kernel keeps only a few datagrams waiting and HAProxy drops what does not fit; the
-other writes to the database, which may be slow or away for a while. Between them is a buffer with a limit.
+HAProxy keeps its lines in a ring until they are read, and numbers them, so that it is known how many are lost all the
+same. Two threads: one reads; the other writes to the database, which may be slow or away for a while. Between them is
+a buffer with a limit.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
-import select
+import selectors
 import socket
 import stat
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,12 +35,16 @@ FLUSH_SECONDS = 0.5
 BUFFERED_REQUESTS = 500_000
 # How long a stopping recorder tries to write what it still has. Whoever stops it kills it some seconds later.
 LAST_WRITE_SECONDS = 4
-RECEIVE_BYTES = 4 * 1024 * 1024
-# Socket option of Linux that, unlike SO_RCVBUF, may exceed the system's limit; root only.
-SO_RCVBUFFORCE = 33
+RECEIVE_BYTES = 256 * 1024
+# HAProxy cuts its lines at 1024 bytes; who sends longer ones is not HAProxy.
 LONGEST_LINE = 8192
-# Small, so that the kernel's short queue (10 datagrams on many systems) is not left alone while a batch is parsed.
-BATCH = 16
+# Each HAProxy process has one connection, and an old process and its successor overlap.
+MOST_CONNECTIONS = 16
+# Frontends of processes whose line numbers are remembered: those of a handful of processes.
+MOST_NUMBERED = 256
+FURTHEST_SECOND = 2**33
+COUNTER_SIZE = 2**32  # HAProxy's line numbers begin again at 0 then
+MOST_LOST = 2**31 - 1  # what a row can hold
 NO_SERVER = "<NOSRV>"
 
 # First letter of HAProxy's termination state. "C" and "c": the client went away or was too slow. "S", "s": the server
@@ -49,8 +55,15 @@ _BROKEN = frozenset("SsRIDK")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One request as the proxy logged it. `latency_ms` is NaN when it never came to a time."""
+    """One request as the proxy logged it. `latency_ms` is NaN when it never came to a time.
 
+    `process` is the HAProxy process, and `number` the place of the line among those of this process and frontend.
+    """
+
+    process: str
+    number: int
+    second: int
+    frontend: str
     backend: str
     server: str
     status: int
@@ -58,31 +71,76 @@ class Line:
     method: str
 
 
-def parse(datagram: bytes) -> Line | None:
-    """A log line `%b %s %ST %Ta %Tr %HM %Tc %ts` behind its syslog header; None for what is no request."""
-    header, mark, text = datagram.partition(b"]: ")
-    if not mark or not header.startswith(b"<"):
-        return None
+def parse(text: bytes) -> Line | None:
+    """A log line `%pid-%[var(proc.born)] %lc %[date] %f %b %s %ST %Ta %ts %HM`; None for what is no request."""
     words = text.split()
-    if len(words) < 8:
+    if len(words) < 10 or b"\0" in text:  # which PostgreSQL does not store; HAProxy writes it otherwise
         return None
     try:
-        status, latency_ms = int(words[2]), float(words[3].lstrip(b"+"))
+        number, second, status, latency_ms = int(words[1]), int(words[2]), int(words[6]), float(words[7].lstrip(b"+"))
     except ValueError:
         return None
-    ended = chr(words[7][0])
+    if not 0 <= number < COUNTER_SIZE or not 0 <= second < FURTHEST_SECOND:
+        return None
+    ended = chr(words[8][0])
     if ended in _CLIENT_FAULT:
         status = CLIENT_LEFT
     elif ended in _BROKEN and status < 500:
         # The answer had begun well and was cut off: the status is the server's, the failure is not in it.
         status = NO_ANSWER
+    process, frontend, backend, server, method = (words[at].decode("ascii", "replace") for at in (0, 3, 4, 5, 9))
     return Line(
-        words[0].decode("ascii", "replace"),
-        words[1].decode("ascii", "replace"),
+        process,
+        number,
+        second,
+        frontend,
+        backend,
+        server,
         max(NO_ANSWER, min(status, 999)),
         latency_ms if latency_ms >= 0 else math.nan,
-        words[5].decode("ascii", "replace")[:8],
+        method[:8],
     )
+
+
+class Numbers:
+    """Which lines never came, from the numbers of those that did.
+
+    Threads of HAProxy may take the same number, or hand their lines over in another order; each number that is left out
+    by the one is made good by the other, so only what is still missing when asked a second time counts as lost.
+    """
+
+    def __init__(self, known: Mapping[str, int] | None = None) -> None:
+        self._next: OrderedDict[str, int] = OrderedDict(known or {})  # "process frontend" → the number to come
+        self._missing: dict[str, int] = {}
+        self._missing_before: dict[str, int] = {}
+
+    def see(self, line: Line) -> None:
+        key = f"{line.process} {line.frontend}"
+        ahead = (line.number - self._next.get(key, 0)) % COUNTER_SIZE
+        if ahead < COUNTER_SIZE / 2:
+            self._missing[key] = self._missing.get(key, 0) + ahead
+            self._next[key] = (line.number + 1) % COUNTER_SIZE
+        else:
+            self._missing[key] = self._missing.get(key, 0) - 1
+        self._next.move_to_end(key)
+        if len(self._next) > MOST_NUMBERED:
+            old, _ = self._next.popitem(last=False)
+            self._missing.pop(old, None)
+
+    def lost(self) -> Counter[str]:
+        """Frontend → lines found lost since this was last asked."""
+        found: Counter[str] = Counter()
+        for key, missing in self._missing.items():
+            settled = min(missing, self._missing_before.get(key, 0))
+            if settled > 0:
+                found[key.split(" ", 1)[1]] += settled
+                self._missing[key] -= settled
+        self._missing_before = dict(self._missing)
+        return found
+
+    def plain(self) -> dict[str, int]:
+        """To go on with in another process. What is missing and not told yet is missing there."""
+        return {key: (number - self._missing.get(key, 0)) % COUNTER_SIZE for key, number in self._next.items()}
 
 
 @dataclass(slots=True)
@@ -97,41 +155,51 @@ class Fold:
 Key = tuple[int, str, str]  # second, backend, server
 
 
-class Buffer:
-    """Folds that wait to be written, oldest first. Beyond `limit` requests the oldest are dropped, and counted."""
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What waited: folds, frontend or backend → lines lost, and the line numbers up to here."""
 
-    def __init__(self, limit: int = BUFFERED_REQUESTS) -> None:
+    folds: OrderedDict[Key, Fold]
+    lost: Counter[str]
+    numbers: dict[str, int]
+
+
+class Buffer:
+    """Folds that wait to be written, oldest first. Beyond `limit` requests the oldest are dropped and count as lost."""
+
+    def __init__(self, limit: int = BUFFERED_REQUESTS, *, numbers: Mapping[str, int] | None = None) -> None:
         self.limit = limit
         self.received = 0
-        self.dropped = 0
         self._size = 0
         self._folds: OrderedDict[Key, Fold] = OrderedDict()
+        self._lost: Counter[str] = Counter()
+        self._numbers = Numbers(numbers)
         self._lock = threading.Lock()
 
-    def add(self, lines: Iterable[Line], second: int) -> None:
+    def add(self, lines: Iterable[Line]) -> None:
         with self._lock:
             for line in lines:
-                fold = self._folds.setdefault((second, line.backend, line.server), Fold())
+                self._numbers.see(line)
+                fold = self._folds.setdefault((line.second, line.backend, line.server), Fold())
                 fold.latencies_ms.append(line.latency_ms)
                 fold.statuses.append(line.status)
                 fold.methods.append(line.method)
                 self._size += 1
                 self.received += 1
-            while self._size > self.limit and self._folds:
-                _, fold = self._folds.popitem(last=False)
-                self._size -= len(fold.statuses)
-                self.dropped += len(fold.statuses)
+            self._keep_limit()
 
-    def take(self) -> OrderedDict[Key, Fold]:
+    def take(self) -> Taken:
         """Everything that waits; the buffer is empty afterwards."""
         with self._lock:
-            taken, self._folds, self._size = self._folds, OrderedDict(), 0
+            taken = Taken(self._folds, self._lost + self._numbers.lost(), self._numbers.plain())
+            self._folds, self._lost, self._size = OrderedDict(), Counter(), 0
         return taken
 
-    def put_back(self, folds: OrderedDict[Key, Fold]) -> None:
+    def put_back(self, taken: Taken) -> None:
         """What could not be written goes in front again."""
         with self._lock:
-            for key, fold in reversed(folds.items()):
+            self._lost += taken.lost
+            for key, fold in reversed(taken.folds.items()):
                 if newer := self._folds.get(key):
                     for name in ("latencies_ms", "statuses", "methods"):
                         getattr(newer, name)[:0] = getattr(fold, name)
@@ -139,10 +207,13 @@ class Buffer:
                     self._folds[key] = fold
                 self._folds.move_to_end(key, last=False)
                 self._size += len(fold.statuses)
-            while self._size > self.limit and self._folds:
-                _, fold = self._folds.popitem(last=False)
-                self._size -= len(fold.statuses)
-                self.dropped += len(fold.statuses)
+            self._keep_limit()
+
+    def _keep_limit(self) -> None:
+        while self._size > self.limit and self._folds:
+            (_, backend, _), fold = self._folds.popitem(last=False)
+            self._size -= len(fold.statuses)
+            self._lost[backend] += len(fold.statuses)
 
 
 class Map:
@@ -173,70 +244,117 @@ class Map:
         return service, release if owner == service else None
 
 
-def slices(folds: Mapping[Key, Fold], places: Map) -> list[Slice]:
-    """The folds that belong to a service, as rows to write. Several servers of one release become one slice."""
+def slices(taken: Taken, places: Map, *, second: int) -> list[Slice]:
+    """What belongs to a service, as rows to write. Several servers of one release become one slice.
+
+    Lost lines belong to no release, and to the `second` in which they were missed.
+    """
     together: dict[tuple[int, int | None, int], Fold] = {}
-    for (second, backend, server), fold in folds.items():
+    for (ended, backend, server), fold in taken.folds.items():
         place = places.place(backend, server)
         if place is None:
             continue
-        target = together.setdefault((*place, second), Fold())
+        target = together.setdefault((*place, ended), Fold())
         target.latencies_ms += fold.latencies_ms
         target.statuses += fold.statuses
         target.methods += fold.methods
-    return [
-        Slice(service, release, second, tuple(fold.latencies_ms), tuple(fold.statuses), tuple(fold.methods))
-        for (service, release, second), fold in together.items()
+    rows = [
+        Slice(service, release, ended, tuple(fold.latencies_ms), tuple(fold.statuses), tuple(fold.methods))
+        for (service, release, ended), fold in together.items()
     ]
+    for name, lost in taken.lost.items():
+        if place := places.place(name, NO_SERVER):
+            rows.append(Slice(place[0], None, second, (), (), (), min(lost, MOST_LOST)))
+    return rows
 
 
-def write(buffer: Buffer, places: Map) -> int:
-    """Write what the buffer holds. Returns the number of requests; raises the database's errors and keeps it all."""
-    folds = buffer.take()
+def write(buffer: Buffer, places: Map) -> Taken:
+    """Write what the buffer holds, and return it. Raises the database's errors, and keeps it all then."""
+    taken = buffer.take()
     try:
         places.refresh()
-        rows = slices(folds, places)
-        traffic.store(rows)
+        traffic.store(slices(taken, places, second=int(time.time())))
     except BaseException:
-        buffer.put_back(folds)
+        buffer.put_back(taken)
         raise
-    return sum(len(row.statuses) for row in rows)
+    return taken
 
 
 def bind(path: Path) -> socket.socket:
-    """The socket that HAProxy logs to, owner-only. One that an earlier process left is replaced; OSError if `path` is
-    something else."""
+    """The socket that HAProxy connects to, owner-only. One that an earlier process left is replaced; OSError if `path`
+    is something else."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise FileExistsError(f"{path} is not a socket; move it away")
         path.unlink()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
     try:
         listener.bind(str(path))
     finally:
         os.umask(before)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BYTES)
-    except OSError:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+    listener.listen(MOST_CONNECTIONS)
     listener.setblocking(False)
     return listener
 
 
-def read(listener: socket.socket, buffer: Buffer, *, clock: Callable[[], float] = time.time) -> int:
-    """Take the datagrams that are there (at most a batch) into the buffer. Returns how many."""
-    datagrams = []
-    receive = listener.recv
+class Connection:
+    """One HAProxy process that sends its lines."""
+
+    def __init__(self, peer: socket.socket) -> None:
+        self.peer = peer
+        self._rest = b""
+
+    @classmethod
+    def accepted(cls, listener: socket.socket) -> Connection | None:
+        """The next one that waits; None when it is gone already."""
+        try:
+            peer, _ = listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return None
+        peer.setblocking(False)
+        return cls(peer)
+
+    def read(self, buffer: Buffer) -> bool:
+        """Take the lines that are there (at most `RECEIVE_BYTES`) into the buffer. False when there will be no more."""
+        try:
+            received = self.peer.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return True
+        except ConnectionError:
+            return False
+        *texts, self._rest = (self._rest + received).split(b"\n")
+        buffer.add(filter(None, map(parse, texts)))
+        if len(self._rest) > LONGEST_LINE:
+            logger.error("Something that is not HAProxy writes to the proxy log's socket; it is sent away")
+            return False
+        return bool(received)
+
+    def finish(self, buffer: Buffer) -> None:
+        """Take no more, but what was sent already. HAProxy keeps the rest of its lines for the next process."""
+        with contextlib.suppress(OSError):
+            self.peer.shutdown(socket.SHUT_RD)
+            while self.read(buffer):
+                pass
+        self.peer.close()
+
+
+def read_numbers(path: Path) -> dict[str, int]:
+    """What an earlier process kept there; nothing when there is none or it is no such file."""
     try:
-        for _ in range(BATCH):
-            datagrams.append(receive(LONGEST_LINE))
-    except BlockingIOError:
-        pass
-    if datagrams:
-        buffer.add(filter(None, map(parse, datagrams)), int(clock()))
-    return len(datagrams)
+        known = json.loads(path.read_text())
+        return {str(key): int(number) for key, number in known.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def keep_numbers(path: Path, numbers: Mapping[str, int]) -> None:
+    """Where it can't be written (a full disk) the next process counts lines as lost that were seen."""
+    draft = path.with_name(f"{path.name}.new")
+    with contextlib.suppress(OSError):
+        draft.write_text(json.dumps(numbers))
+        draft.replace(path)
 
 
 class Recorder:
@@ -244,12 +362,14 @@ class Recorder:
 
     def __init__(self, path: Path, *, limit: int = BUFFERED_REQUESTS) -> None:
         self.path = path
-        self.buffer = Buffer(limit)
+        # Beside the socket, so that a successor knows which lines were written.
+        self._numbers_file = path.with_name(f"{path.name}.numbers")
+        self.buffer = Buffer(limit, numbers=read_numbers(self._numbers_file))
+        self._numbers: dict[str, int] = {}
         self._places = Map()
         self._stopping = threading.Event()
         self._drained = threading.Event()  # after stopping, and only when everything was read: then the last write
         self._complained = False
-        self._dropped = 0
 
     def stop(self) -> None:
         self._stopping.set()
@@ -261,13 +381,7 @@ class Recorder:
         writer = threading.Thread(target=self._write_until_stopped, name="proxylog-writer")
         writer.start()
         try:
-            poll = select.poll()
-            poll.register(listener, select.POLLIN)
-            while not self._stopping.is_set():
-                if poll.poll(200):
-                    read(listener, self.buffer)
-            while read(listener, self.buffer):
-                pass
+            self._read_until_stopped(listener)
         finally:
             self._drained.set()
             writer.join()
@@ -276,6 +390,30 @@ class Recorder:
                 if self.path.stat().st_ino == inode:
                     self.path.unlink()
             listener.close()
+
+    def _read_until_stopped(self, listener: socket.socket) -> None:
+        connections: set[Connection] = set()
+        with selectors.DefaultSelector() as selector:
+            selector.register(listener, selectors.EVENT_READ)
+            while not self._stopping.is_set():
+                for key, _ in selector.select(0.2):
+                    if key.data is None:
+                        if (accepted := Connection.accepted(listener)) is None:
+                            continue
+                        if len(connections) == MOST_CONNECTIONS:
+                            accepted.peer.close()
+                            continue
+                        connections.add(accepted)
+                        selector.register(accepted.peer, selectors.EVENT_READ, accepted)
+                    elif not key.data.read(self.buffer):
+                        selector.unregister(key.data.peer)
+                        connections.remove(key.data)
+                        key.data.peer.close()
+        # Who connected in the last moment has sent something already.
+        while accepted := Connection.accepted(listener):
+            connections.add(accepted)
+        for connected in connections:
+            connected.finish(self.buffer)
 
     def _write_until_stopped(self) -> None:
         try:
@@ -290,7 +428,7 @@ class Recorder:
     def _write(self) -> bool:
         """Write what waits. False when the database did not take it; it is kept then."""
         try:
-            write(self.buffer, self._places)
+            written = write(self.buffer, self._places)
         except (DatabaseError, InterfaceError) as error:
             # A connection that broke never works again; the next attempt opens a new one.
             connection.close()
@@ -301,7 +439,10 @@ class Recorder:
         if self._complained:
             logger.info("The database takes traffic again")
             self._complained = False
-        if self.buffer.dropped > self._dropped:
-            logger.error("%d requests were not recorded: too many were waiting", self.buffer.dropped - self._dropped)
-            self._dropped = self.buffer.dropped
+        if written.lost:
+            logger.error("%d requests were not recorded: their lines were lost", written.lost.total())
+        if written.numbers != self._numbers:
+            # After the lines: who dies in between has them counted as lost by the next process, never as seen.
+            keep_numbers(self._numbers_file, written.numbers)
+            self._numbers = written.numbers
         return True

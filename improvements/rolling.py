@@ -104,7 +104,8 @@ def _look(
     due = lasted >= LOOKS[min(rollout.looks, len(LOOKS) - 1)] * length
     if not due:
         return None
-    final = judge(control, candidate, rules=rules())
+    lost_ratio = traffic.totals(rollout.service, since=since, until=now).lost_ratio
+    final = judge(control, candidate, rules=rules(), lost_ratio=lost_ratio)
     enough = candidate.requests >= rules().candidate_requests and control.requests >= rules().control_requests
     if not enough:
         # Only counts were looked at, so it is no look; but no traffic for ever is not a pass either.

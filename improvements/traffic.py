@@ -32,11 +32,19 @@ NOTHING = Arm(np.empty(0), errors=0, requests=0)
 
 @dataclass(frozen=True)
 class Totals:
-    """All requests to a service in a window, also those that no release got. `failed` is what users saw fail."""
+    """All requests to a service in a window, also those that no release got. `failed` is what users saw fail.
+
+    `lost` more were noticed in it of which nothing else is known, because the proxy's line never came.
+    """
 
     requests: int
     failed: int
     unrouted: int
+    lost: int = 0
+
+    @property
+    def lost_ratio(self) -> float:
+        return self.lost / (self.lost + self.requests) if self.lost else 0.0
 
 
 def is_error(status: int) -> bool:
@@ -95,12 +103,16 @@ def totals(service: Service, *, since: dt.datetime, until: dt.datetime) -> Total
             [NO_ANSWER, service.pk, _second(since), until],
         )
         requests, failed, unrouted = cursor.fetchone()
-    return Totals(requests, failed, unrouted)
+    noticed = TrafficSlice.objects.filter(service=service, second__gte=_second(since), second__lt=until, lost__gt=0)
+    return Totals(requests, failed, unrouted, sum(noticed.values_list("lost", flat=True)))
 
 
 @dataclass(frozen=True)
 class Slice:
-    """The requests of one release (None: of no release) in one second, as parallel tuples; NaN for no time."""
+    """The requests of one release (None: of no release) in one second, as parallel tuples; NaN for no time.
+
+    `lost`: so many more requests were missed in this second, whenever they ended.
+    """
 
     service_id: int
     release_id: int | None
@@ -108,6 +120,7 @@ class Slice:
     latencies_ms: tuple[float, ...]
     statuses: tuple[int, ...]
     methods: tuple[str, ...]
+    lost: int = 0
 
 
 def store(slices: Iterable[Slice], *, timeout_seconds: float = 10) -> int:
@@ -120,6 +133,7 @@ def store(slices: Iterable[Slice], *, timeout_seconds: float = 10) -> int:
             latencies_ms=list(part.latencies_ms),
             statuses=list(part.statuses),
             methods=list(part.methods),
+            lost=part.lost,
         )
         for part in slices
     ]

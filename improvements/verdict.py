@@ -56,6 +56,8 @@ class Rules:
     tail_quantile: float = 0.95
     tail_alpha: float = 0.005
     tail_ratio: float = 2.0
+    # Lines are lost without regard to the release, so a comparison bears some; with more than this it is of too little.
+    lost_ratio: float = 0.05
     # Before the end of a step only a candidate that is more than this many times as slow is failed for latency.
     catastrophe: float = 2.0
 
@@ -69,12 +71,18 @@ class Judgement:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
-def judge(control: Arm, candidate: Arm, *, rules: Rules = Rules(), early: bool = False) -> Judgement:
-    """Compare the two arms of one window in which both got traffic.
+def judge(
+    control: Arm, candidate: Arm, *, rules: Rules = Rules(), early: bool = False, lost_ratio: float = 0.0
+) -> Judgement:
+    """Compare the two arms of one window in which both got traffic. Of all its requests `lost_ratio` (0–1) are unknown.
 
     `early` may be asked as often as wanted while the step is under way; it only knows FAIL and INCONCLUSIVE. Without it
     the answer is final: PASS, FAIL, INCONCLUSIVE, or NO_DATA when the candidate got too little traffic to say anything.
     """
+    return _doubted(_compared(control, candidate, rules, early), lost_ratio, rules)
+
+
+def _compared(control: Arm, candidate: Arm, rules: Rules, early: bool) -> Judgement:
     numbers = _numbers(control, candidate)
     log_e = log_e_value(
         candidate.errors, control.errors, expected=_expected_share(control.requests, candidate.requests)
@@ -93,6 +101,18 @@ def judge(control: Arm, candidate: Arm, *, rules: Rules = Rules(), early: bool =
     if early:
         return _early(control, candidate, rules, numbers, errors)
     return _final(control, candidate, rules, numbers, errors, log_e)
+
+
+def _doubted(judged: Judgement, lost_ratio: float, rules: Rules) -> Judgement:
+    """The same with what is not known of its window: told if it is anything, and no PASS if it is much."""
+    if not lost_ratio:
+        return judged
+    is_doubtful = judged.verdict is Verdict.PASS and lost_ratio > rules.lost_ratio
+    return Judgement(
+        Verdict.INCONCLUSIVE if is_doubtful else judged.verdict,
+        f"{judged.reason} Of this window {lost_ratio:.1%} of the requests are not known: the proxy's lines were lost.",
+        {**judged.numbers, "lost_ratio": lost_ratio},
+    )
 
 
 def _early(control: Arm, candidate: Arm, rules: Rules, numbers: dict[str, float], errors: str) -> Judgement:

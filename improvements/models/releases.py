@@ -101,6 +101,9 @@ class TrafficSlice(models.Model):
     )
     statuses = ArrayField(models.SmallIntegerField(), help_text="HTTP status; -1 when there was no answer.")
     methods = ArrayField(models.CharField(max_length=8))
+    lost = models.PositiveIntegerField(
+        default=0, help_text="Requests of which the proxy's line never came, by the second in which they were missed."
+    )
 
     class Meta:
         ordering = ["second"]

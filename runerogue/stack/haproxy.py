@@ -18,6 +18,9 @@ from runerogue.stack.errors import StackError
 from runerogue.stack.home import SERVERS_PER_SLOT, Home
 from runerogue.stack.supervisor import Program, answers
 
+# Some 55,000 lines: ten seconds of the most that one proxy on this machine carries.
+RING_BYTES = 4 * 1024 * 1024
+
 
 def binary() -> Path | None:
     """`HAPROXY_BINARY`, or the wheel's, or the one on PATH; None when there is none for this platform."""
@@ -50,8 +53,19 @@ global
     maxconn 4000
     stats socket "{home.haproxy_socket}" mode 600 level admin
     stats timeout 1m
-    log "{home.proxylog_socket}" len 4096 format rfc3164 local0 info
+    # Tells a process from an earlier one with the same number.
+    set-var proc.born date
+    log ring@proxylog len 1024 local0 info
     server-state-file "{home.haproxy_state}"
+
+# Lines wait here while the recorder is busy or away. A socket alone keeps ten of them on many systems.
+ring proxylog
+    format raw
+    maxlen 1024
+    size {RING_BYTES}
+    timeout connect 1s
+    timeout server 10s
+    server recorder "unix@{home.proxylog_socket}"
 
 defaults
     mode http
@@ -72,7 +86,8 @@ defaults
     http-reuse safe
     balance roundrobin
     default-server inter 500ms fall 2 rise 1
-    log-format "%b %s %ST %Ta %Tr %HM %Tc %ts"
+    # %lc numbers the lines of a frontend, so that the recorder knows of lost ones. What a client may make long is last.
+    log-format "%pid-%[var(proc.born)] %lc %[date] %f %b %s %ST %Ta %ts %HM"
 """
     return head + "".join(_slot(slot, port) for slot, port in enumerate(ports))
 

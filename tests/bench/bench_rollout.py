@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import shutil
 import statistics
 import subprocess
@@ -18,25 +20,15 @@ from improvements.haproxy import Mode, RuntimeApi, set_address, set_mode, set_we
 from improvements.verdict import Arm, judge
 from tests.bench.rows import Row
 
-# A sender of its own process, so that it and the reader don't share an interpreter. Like HAProxy it never waits.
+LOG_LINE = b"6507-1767571200 %d 1767571300 in_svc0 svc0 r0 200 12 -- GET"
+# A sender of its own process, so that it and the reader don't share an interpreter.
 SENDER = """
-import socket, sys, time
-path, rate, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-out.connect(path)
-out.setblocking(False)
-line = b"<134>Nov 22 14:54:01 haproxy[6507]: svc0 r0 200 12 9 GET 0 --"
-sent = lost = 0
-began = time.perf_counter()
-while (passed := time.perf_counter() - began) < seconds:
-    while sent + lost < passed * rate:
-        try:
-            out.send(line)
-            sent += 1
-        except BlockingIOError:
-            lost += 1
-    time.sleep(0.0002)
-print(sent, lost)
+import socket, sys
+path, line, count = sys.argv[1], sys.argv[2].encode() + b"\\n", int(sys.argv[3])
+with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as out:
+    out.connect(path)
+    for first in range(0, count, 100):
+        out.sendall(b"".join(line % number for number in range(first, first + 100)))
 """
 SERVER = """
 import http.server, socketserver, sys
@@ -82,39 +74,63 @@ def _verdict() -> Iterator[Row]:
 def _log(folder: Path) -> Iterator[Row]:
     from improvements import proxylog
 
-    line = b"<134>Nov 22 14:54:01 haproxy[6507]: svc0 r0 200 12 9 GET 0 --"
+    lines = [LOG_LINE % number for number in range(100_000)]
     buffer = proxylog.Buffer()
     began = time.perf_counter()
-    for second in range(100):
-        buffer.add(filter(None, map(proxylog.parse, [line] * 1000)), second)
+    for first in range(0, len(lines), 1000):
+        buffer.add(filter(None, map(proxylog.parse, lines[first : first + 1000])))
     yield Row("proxy log: lines parsed and folded", 100_000 / (time.perf_counter() - began), "/s", 50_000, "higher")
 
-    listener = proxylog.bind(folder / "log.sock")
-    reading = threading.Event()
-    reading.set()
     buffer = proxylog.Buffer()
+    with contextlib.closing(proxylog.bind(folder / "log.sock")) as listener:
+        command = [sys.executable, "-c", SENDER, str(folder / "log.sock"), LOG_LINE.decode(), "100000"]
+        with subprocess.Popen(command):
+            listener.setblocking(True)
+            connected = proxylog.Connection.accepted(listener)
+            assert connected is not None
+            connected.peer.setblocking(True)
+            began = time.perf_counter()
+            while connected.read(buffer):
+                pass
+            took = time.perf_counter() - began
+            connected.finish(buffer)
+    assert buffer.received == 100_000
+    yield Row("proxy log: lines read from its socket and folded", 100_000 / took, "/s", 20_000, "higher")
+    yield from _burst()
 
-    def read() -> None:
-        import select
 
-        poll = select.poll()
-        poll.register(listener, select.POLLIN)
-        while reading.is_set():
-            if poll.poll(50):
-                proxylog.read(listener, buffer)
+def _burst() -> Iterator[Row]:
+    """What is lost of a burst while the recorder does not run. There is no server behind the proxy: it answers 503."""
+    from improvements import proxylog
+    from tests.improvements import proxy_stack
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        for rate, target in ((1000, 0.1), (5000, 1.0), (20_000, None)):
-            command = [sys.executable, "-c", SENDER, str(folder / "log.sock"), str(rate), "2"]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            sent, lost = map(int, done.stdout.split())
-            yield Row(f"proxy log: lost at {rate:,} requests/s", 100 * lost / (sent + lost), "%", target)
-    finally:
-        reading.clear()
-        reader.join()
-        listener.close()
+    requests, threads = 20_000, 4
+    with proxy_stack.running() as stack, contextlib.closing(proxylog.bind(stack.home.proxylog_socket)) as listener:
+
+        def ask() -> None:
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", stack.ports[0])) as asking:
+                for _ in range(requests // threads):
+                    asking.request("GET", "/")
+                    asking.getresponse().read()
+
+        listener.setblocking(True)
+        connected = proxylog.Connection.accepted(listener)
+        assert connected is not None
+        connected.peer.settimeout(1)
+        began = time.perf_counter()
+        asking = [threading.Thread(target=ask) for _ in range(threads)]
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join()
+        took, buffer = time.perf_counter() - began, proxylog.Buffer()
+        with contextlib.suppress(TimeoutError):
+            while connected.read(buffer):
+                pass
+        connected.peer.close()
+    yield Row(
+        f"proxy log: lost of {requests:,} requests within {took:.1f} s, unread", requests - buffer.received, "", 0
+    )
 
 
 def _shift() -> Iterator[Row]:

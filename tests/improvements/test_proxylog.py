@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
+import http.client
+import itertools
 import logging
 import math
 import os
@@ -12,54 +15,70 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from django.db import OperationalError, connection
+from django.utils import timezone
 from pytest_django.plugin import DjangoDbBlocker
 
 from improvements import proxylog, traffic
 from improvements.deployers import HaproxyDeployer
 from improvements.models import Release, TrafficSlice
-from improvements.proxylog import Buffer, Line, Map, Recorder, parse, slices
+from improvements.proxylog import Buffer, Connection, Line, Map, Numbers, Recorder, Taken, parse, slices
 from improvements.traffic import CLIENT_LEFT, NO_ANSWER
 from monitoring.models import Service
+from runerogue.stack import haproxy
 from tests.audit_log import let_tests_flush
 from tests.improvements import proxy_stack
 from tests.improvements.proxy_stack import Client, commit, make_service, manifest
 
-HEAD = b"<134>Nov 22 14:54:01 haproxy[6507]: "
+HEAD = b"77-1767571200 5 1767571300 in_svc0 "
+
+
+def parsed(
+    backend: str, server: str, status: int, latency_ms: float, method: str, *, number: int = 5, process: str = ""
+) -> Line:
+    frontend = "in_" + backend.removeprefix("in_")
+    return Line(process or "77-1767571200", number, 1767571300, frontend, backend, server, status, latency_ms, method)
+
+
 PARSED = {
-    b"svc0 r0 200 12 9 GET 0 --\n": Line("svc0", "r0", 200, 12.0, "GET"),
-    b"svc1 r3 404 0 0 PROPFIND 1 ----": Line("svc1", "r3", 404, 0.0, "PROPFIND"),
-    b"svc0 r0 200 +12 9 GET 0 --": Line("svc0", "r0", 200, 12.0, "GET"),
-    b"svc0 r0 200 12 9 SOMETHINGLONG 0 --": Line("svc0", "r0", 200, 12.0, "SOMETHIN"),
-    b"svc0 r0 200 12 9 GET 0 -- 1 more": Line("svc0", "r0", 200, 12.0, "GET"),
+    b"svc0 r0 200 12 -- GET\r": parsed("svc0", "r0", 200, 12.0, "GET"),
+    b"svc0 r3 404 0 ---- PROPFIND": parsed("svc0", "r3", 404, 0.0, "PROPFIND"),
+    b"svc0 r0 200 +12 -- GET": parsed("svc0", "r0", 200, 12.0, "GET"),
+    b"svc0 r0 200 12 -- SOMETHINGLONG": parsed("svc0", "r0", 200, 12.0, "SOMETHIN"),
+    b"svc0 r0 200 12 -- GET 1 more": parsed("svc0", "r0", 200, 12.0, "GET"),
     # The server died before it answered; in the middle of its answer; it was too slow.
-    b"svc0 r1 502 3 -1 GET 0 SH": Line("svc0", "r1", 502, 3.0, "GET"),
-    b"svc0 r1 200 3 1 GET 0 SD": Line("svc0", "r1", NO_ANSWER, 3.0, "GET"),
-    b"svc0 r1 504 60001 -1 GET 0 sH": Line("svc0", "r1", 504, 60001.0, "GET"),
+    b"svc0 r1 502 3 SH GET": parsed("svc0", "r1", 502, 3.0, "GET"),
+    b"svc0 r1 200 3 SD GET": parsed("svc0", "r1", NO_ANSWER, 3.0, "GET"),
+    b"svc0 r1 504 60001 sH GET": parsed("svc0", "r1", 504, 60001.0, "GET"),
     # Nobody to send it to.
-    b"svc0 <NOSRV> 503 0 -1 GET -1 SC": Line("svc0", "<NOSRV>", 503, 0.0, "GET"),
+    b"svc0 <NOSRV> 503 0 SC GET": parsed("svc0", "<NOSRV>", 503, 0.0, "GET"),
     # The client went away: while it waited, while it read, before it had asked.
-    b"svc0 r0 -1 4000 -1 GET 0 CH": Line("svc0", "r0", CLIENT_LEFT, 4000.0, "GET"),
-    b"svc0 r0 200 4000 3 GET 0 CD": Line("svc0", "r0", CLIENT_LEFT, 4000.0, "GET"),
-    b"in_svc0 <NOSRV> 400 -1 -1 <BADREQ> -1 CR": Line("in_svc0", "<NOSRV>", CLIENT_LEFT, math.nan, "<BADREQ>"),
-    b"in_svc0 <NOSRV> 408 10000 -1 <BADREQ> -1 cR": Line("in_svc0", "<NOSRV>", CLIENT_LEFT, 10000.0, "<BADREQ>"),
+    b"svc0 r0 -1 4000 CH GET": parsed("svc0", "r0", CLIENT_LEFT, 4000.0, "GET"),
+    b"svc0 r0 200 4000 CD GET": parsed("svc0", "r0", CLIENT_LEFT, 4000.0, "GET"),
+    b"in_svc0 <NOSRV> 400 -1 CR <BADREQ>": parsed("in_svc0", "<NOSRV>", CLIENT_LEFT, math.nan, "<BADREQ>"),
+    b"in_svc0 <NOSRV> 408 10000 cR <BADREQ>": parsed("in_svc0", "<NOSRV>", CLIENT_LEFT, 10000.0, "<BADREQ>"),
     # A refusal of the proxy's own is an answer.
-    b"in_svc0 <NOSRV> 403 0 -1 GET -1 PR": Line("in_svc0", "<NOSRV>", 403, 0.0, "GET"),
+    b"in_svc0 <NOSRV> 403 0 PR GET": parsed("in_svc0", "<NOSRV>", 403, 0.0, "GET"),
 }
 NO_REQUEST = [
     b"",
-    b"\n",
     b"hello",
     HEAD,
-    HEAD + b"Server svc0/r0 is UP (leaving forced drain).\n",
-    HEAD + b"Server svc0/r2 is DOWN, reason: Layer4 connection problem, info: refused, check duration: 0ms.\n",
-    b"svc0 r0 200 12 9 GET 0 --",
-    HEAD + b"svc0 r0 abc 12 9 GET 0 --",
-    HEAD + b"\xff\xfe \x00 200",
+    b"Server svc0/r0 is UP (leaving forced drain) and some more words after it.",
+    b"1765 events dropped",
+    HEAD + b"svc0 r0 abc 12 -- GET",
+    b"77-1 -5 1767571300 in_svc0 svc0 r0 200 12 -- GET",
+    b"77-1 99999999999 1767571300 in_svc0 svc0 r0 200 12 -- GET",
+    b"77-1 5 99999999999 in_svc0 svc0 r0 200 12 -- GET",
+    b"\xff\xfe \x00 200",
+    HEAD + b"svc0 r0 200 12 -- G\x00ET",
 ]
 
 
@@ -74,52 +93,97 @@ def test_reads_a_line(text: bytes) -> None:
     line = parse(HEAD + text)
     assert line is not None
     wanted = PARSED[text]
-    assert (line.backend, line.server, line.status, line.method) == (
-        wanted.backend,
-        wanted.server,
-        wanted.status,
-        wanted.method,
-    )
     assert line.latency_ms == pytest.approx(wanted.latency_ms, nan_ok=True)
+    assert replace(line, latency_ms=0) == replace(wanted, latency_ms=0)
 
 
-@pytest.mark.parametrize("datagram", NO_REQUEST)
-def test_passes_over_what_is_no_request(datagram: bytes) -> None:
-    assert parse(datagram) is None
+@pytest.mark.parametrize("text", NO_REQUEST)
+def test_passes_over_what_is_no_request(text: bytes) -> None:
+    assert parse(text) is None
 
 
-def line(server: str = "r0", *, latency_ms: float = 1.0) -> Line:
-    return Line("svc0", server, 200, latency_ms, "GET")
+NUMBERED = {
+    # name: (numbers seen between one question and the next, lost according to each answer)
+    "all came": ([[0, 1], [2]], [0, 0]),
+    "none came": ([[], []], [0, 0]),
+    "the first never came": ([[3], [4], []], [0, 3, 0]),
+    "some never came": ([[0, 1, 5], [6], [7]], [0, 3, 0]),
+    "one came late": ([[0, 2], [1, 3], []], [0, 0, 0]),
+    "two threads took the same number": ([[0, 0], [2], [3]], [0, 0, 0]),
+    "one late, another never": ([[0, 3], [1], []], [0, 1, 0]),
+    "the counter begins again": ([[0, 2**31 - 1], [2**32 - 2], [0], [1]], [0, 2**31 - 2, 2**31 - 2, 1]),
+}
 
 
-def test_buffer_keeps_the_newest_and_counts_what_it_drops() -> None:
+@pytest.mark.parametrize("story", NUMBERED)
+def test_knows_how_many_lines_never_came(story: str) -> None:
+    numbers, told = Numbers(), []
+    seen, wanted = NUMBERED[story]
+    for numbered in seen:
+        for number in numbered:
+            numbers.see(parsed("svc0", "r0", 200, 1.0, "GET", number=number))
+        told.append(numbers.lost()["in_svc0"])
+    assert told == wanted
+
+
+def test_numbers_each_process_and_goes_on_where_another_recorder_stopped() -> None:
+    numbers = Numbers()
+    for number in (0, 1, 4):
+        numbers.see(parsed("svc0", "r0", 200, 1.0, "GET", number=number, process="77-1"))
+    successor = Numbers(numbers.plain())
+    # Two of the old process were missing and not told yet, one more is; the new process began at 0.
+    successor.see(parsed("svc0", "r0", 200, 1.0, "GET", number=6, process="77-1"))
+    successor.see(parsed("svc1", "r0", 200, 1.0, "GET", number=0, process="78-1"))
+    assert successor.lost() == {}
+    assert successor.lost() == {"in_svc0": 3}
+
+
+def test_remembers_the_numbers_of_a_limited_number_of_processes() -> None:
+    numbers = Numbers()
+    for process in range(2 * proxylog.MOST_NUMBERED):
+        numbers.see(parsed("svc0", "r0", 200, 1.0, "GET", number=3, process=f"{process}-1"))
+    assert len(numbers.plain()) == proxylog.MOST_NUMBERED
+
+
+def line(server: str = "r0", *, second: int = 1, number: int = 0, latency_ms: float = 1.0) -> Line:
+    return Line("77-1", number, second, "in_svc0", "svc0", server, 200, latency_ms, "GET")
+
+
+def test_buffer_keeps_the_newest_and_counts_what_it_drops_as_lost() -> None:
     buffer = Buffer(limit=5)
-    for second in range(4):
-        buffer.add([line(), line()], second)
-    assert buffer.dropped == 4
-    assert [key[0] for key in buffer.take()] == [2, 3]
-    assert not buffer.take()
+    for number in range(8):
+        buffer.add([line(second=number // 2, number=number)])
+    taken = buffer.take()
+    assert taken.lost == {"svc0": 4}
+    assert [key[0] for key in taken.folds] == [2, 3]
+    assert buffer.take() == Taken(OrderedDict(), Counter(), {"77-1 in_svc0": 8})
 
 
 def test_buffer_puts_back_in_front_and_in_order() -> None:
     buffer = Buffer(limit=5)
-    buffer.add([line(latency_ms=1)], 1)
-    buffer.add([line(latency_ms=2)], 2)
+    buffer.add([line(second=1, number=0, latency_ms=1), line(second=2, number=1, latency_ms=2)])
     taken = buffer.take()
-    buffer.add([line(latency_ms=3)], 2)
-    buffer.add([line(latency_ms=4)], 3)
+    buffer.add([line(second=2, number=2, latency_ms=3), line(second=3, number=3, latency_ms=4)])
     buffer.put_back(taken)
-    assert [(key[0], fold.latencies_ms) for key, fold in buffer.take().items()] == [(1, [1]), (2, [2, 3]), (3, [4])]
+    assert [(key[0], fold.latencies_ms) for key, fold in buffer.take().folds.items()] == [
+        (1, [1]),
+        (2, [2, 3]),
+        (3, [4]),
+    ]
 
 
-def test_buffer_keeps_its_limit_when_something_is_put_back() -> None:
+def test_buffer_keeps_its_limit_and_its_losses_when_something_is_put_back() -> None:
     buffer = Buffer(limit=3)
-    buffer.add([line()] * 3, 1)
+    buffer.add([line(number=number) for number in (2, 3, 4)])
+    assert buffer.take().folds
     taken = buffer.take()
-    buffer.add([line()] * 2, 2)
-    buffer.put_back(taken)
-    assert list(buffer.take()) == [(2, "svc0", "r0")]
-    assert buffer.dropped == 3
+    assert taken.lost == {"in_svc0": 2}
+    buffer.add([line(second=1, number=5), line(second=1, number=6)])
+    buffer.put_back(replace(taken, folds=OrderedDict(buffer.take().folds)))
+    buffer.add([line(second=2, number=7), line(second=2, number=8)])
+    last = buffer.take()
+    assert list(last.folds) == [(2, "svc0", "r0")]
+    assert last.lost == {"in_svc0": 2, "svc0": 2}
 
 
 @pytest.mark.django_db
@@ -153,10 +217,16 @@ def test_one_slice_per_release_and_second() -> None:
     places = Map()
     places.refresh()
     buffer = Buffer()
-    buffer.add([line(latency_ms=1), line("<NOSRV>"), line(latency_ms=2), Line("elsewhere", "r0", 200, 1.0, "GET")], 7)
-    buffer.add([line(latency_ms=3)], 8)
-    found = {(part.release_id, part.second): part.latencies_ms for part in slices(buffer.take(), places)}
+    elsewhere = replace(line(), frontend="in_elsewhere", backend="elsewhere")
+    buffer.add([line(second=7, latency_ms=1), line("<NOSRV>", second=7), line(second=7, latency_ms=2), elsewhere])
+    buffer.add([line(second=8, latency_ms=3)])
+    found = {(part.release_id, part.second): part.latencies_ms for part in slices(buffer.take(), places, second=9)}
     assert found == {(old.pk, 7): (1, 2), (None, 7): (1,), (old.pk, 8): (3,)}
+    lost = slices(Taken(OrderedDict(), Counter({"in_svc0": 2, "svc0": 3, "in_elsewhere": 4}), {}), places, second=9)
+    assert [(part.service_id, part.release_id, part.second, part.lost) for part in lost] == [
+        (service.pk, None, 9, 2),
+        (service.pk, None, 9, 3),
+    ]
 
 
 @contextlib.contextmanager
@@ -164,10 +234,12 @@ def recording(recorder: Recorder) -> Iterator[Recorder]:
     thread = threading.Thread(target=recorder.run)
     thread.start()
     deadline = time.monotonic() + 5
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        while probe.connect_ex(str(recorder.path)):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+    while True:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            if not probe.connect_ex(str(recorder.path)):
+                break
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     try:
         yield recorder
     finally:
@@ -176,11 +248,16 @@ def recording(recorder: Recorder) -> Iterator[Recorder]:
         assert not thread.is_alive()
 
 
+NUMBERS: defaultdict[Path, Iterator[int]] = defaultdict(itertools.count)
+
+
 def send(path: Path, *texts: bytes) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+    """What HAProxy would send: one connection, and a number on each line."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sender:
         sender.settimeout(5)
-        for text in texts:
-            sender.sendto(HEAD + text, str(path))  # waits while the queue is full, unlike HAProxy
+        sender.connect(str(path))
+        now = int(time.time())
+        sender.sendall(b"".join(b"1-1 %d %d in_svc0 %s\n" % (next(NUMBERS[path]), now, text) for text in texts))
 
 
 def wait_for_requests(count: int) -> None:
@@ -195,14 +272,14 @@ def test_records_until_stopped_and_replaces_a_stale_socket(tmp_path: Path) -> No
     service = Service.objects.create(name="tiny", repository="/nowhere", manifest=manifest(), slot=0)
     old = Release.objects.create(service=service, commit="a" * 40, server="r0")
     path = tmp_path / "log.sock"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stale:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:
         stale.bind(str(path))
     with recording(Recorder(path)):
         assert path.stat().st_mode & 0o077 == 0
-        send(path, *[b"svc0 r0 200 5 4 GET 0 --"] * 300, b"svc0 <NOSRV> 503 0 -1 POST -1 SC")
+        send(path, *[b"svc0 r0 200 5 -- GET"] * 300, b"svc0 <NOSRV> 503 0 SC POST")
     assert not path.exists()
     assert sum(len(row.statuses) for row in TrafficSlice.objects.filter(release=old)) == 300
-    lost = TrafficSlice.objects.get(release=None)
+    lost = TrafficSlice.objects.get(release=None, lost=0)
     assert (lost.service_id, lost.statuses, lost.methods) == (service.pk, [503], ["POST"])
 
 
@@ -230,10 +307,10 @@ def test_keeps_requests_while_the_database_is_away(
     monkeypatch.setattr(proxylog.traffic, "store", refuse)
     monkeypatch.setattr(proxylog, "FLUSH_SECONDS", 0.05)
     with recording(Recorder(tmp_path / "log.sock")) as recorder:
-        send(recorder.path, b"svc0 r0 200 5 4 GET 0 --")
+        send(recorder.path, b"svc0 r0 200 5 -- GET")
         wait_for_requests(1)
         away.set()
-        send(recorder.path, *[b"svc0 r0 200 6 4 GET 0 --"] * 10)
+        send(recorder.path, *[b"svc0 r0 200 6 -- GET"] * 10)
         time.sleep(0.3)
         assert TrafficSlice.objects.count() == 1
         away.clear()
@@ -247,15 +324,15 @@ def test_writes_what_was_read_after_it_was_stopped(tmp_path: Path, monkeypatch: 
     """Stopping wakes both threads; the writer must wait for what the reader still takes from the socket."""
     service = Service.objects.create(name="tiny", repository="/nowhere", manifest=manifest(), slot=0)
     Release.objects.create(service=service, commit="a" * 40, server="r0")
-    read = proxylog.read
+    read = Connection.read
 
-    def read_slowly(*arguments: object) -> int:
+    def read_slowly(*arguments: object) -> bool:
         time.sleep(0.2)
         return read(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(proxylog, "read", read_slowly)
+    monkeypatch.setattr(Connection, "read", read_slowly)
     with recording(Recorder(tmp_path / "log.sock")) as recorder:
-        send(recorder.path, *[b"svc0 r0 200 5 4 GET 0 --"] * 8)
+        send(recorder.path, *[b"svc0 r0 200 5 -- GET"] * 8)
         recorder.stop()
     wait_for_requests(8)
 
@@ -268,14 +345,14 @@ def test_survives_connections_that_are_cut(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(proxylog, "FLUSH_SECONDS", 0.05)
     with recording(Recorder(tmp_path / "log.sock")) as recorder:
         for round_ in range(3):
-            send(recorder.path, *[b"svc0 r0 200 5 4 GET 0 --"] * 10)
+            send(recorder.path, *[b"svc0 r0 200 5 -- GET"] * 10)
             wait_for_requests(10 * (round_ + 1))
             with connection.cursor() as cursor:
                 cursor.execute(
                     "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
                     " WHERE pid <> pg_backend_pid() AND datname = current_database() AND usename = current_user"
                 )
-        send(recorder.path, b"svc0 r0 200 5 4 GET 0 --")
+        send(recorder.path, b"svc0 r0 200 5 -- GET")
         wait_for_requests(31)
 
 
@@ -300,7 +377,7 @@ def test_the_command_writes_what_it_has_when_it_is_stopped(tmp_path: Path) -> No
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        send(path, *[b"svc0 r0 200 5 4 GET 0 --"] * 50)
+        send(path, *[b"svc0 r0 200 5 -- GET"] * 50)
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
     finally:
@@ -334,4 +411,101 @@ def test_sees_every_request_of_a_real_proxy(tmp_path: Path) -> None:
         wait_for_requests(sent)
         methods = [method for row in TrafficSlice.objects.filter(release=release) for method in row.methods]
         assert methods.count("POST") == posting.answers.total()
-        assert recorder.buffer.dropped == 0
+        assert not TrafficSlice.objects.exclude(lost=0).exists()
+
+
+def burst(port: int, requests: int) -> None:
+    """So many requests on a few connections, as fast as it goes. There is no server behind the proxy: 503."""
+
+    def ask(count: int) -> None:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as asking:
+            for _ in range(count):
+                asking.request("GET", "/")
+                assert asking.getresponse().read()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, [requests // 4] * 4))
+
+
+@pytest.fixture
+def asleep(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """While it is set the recorder reads nothing, as if the machine did not let it run."""
+    sleeping, awake, read = threading.Event(), threading.Event(), Connection.read
+
+    def read_when_awake(connected: Connection, buffer: Buffer) -> bool:
+        while sleeping.is_set():
+            awake.wait(0.01)
+        return read(connected, buffer)
+
+    monkeypatch.setattr(Connection, "read", read_when_awake)
+    yield sleeping
+    sleeping.clear()
+
+
+def told(service: Service) -> traffic.Totals:
+    now = timezone.now()
+    return traffic.totals(service, since=now - dt.timedelta(minutes=5), until=now + dt.timedelta(minutes=5))
+
+
+def wait_until_accounted(service: Service, port: int, sent: int) -> traffic.Totals:
+    """Until every request is recorded, or known to be lost: that shows in the number of a later line."""
+    deadline = time.monotonic() + 10
+    while (seen := told(service)).requests + seen.lost != sent:
+        assert seen.requests + seen.lost < sent, "nothing is told twice"
+        assert time.monotonic() < deadline, (seen, sent)
+        burst(port, 4)
+        sent += 4
+        time.sleep(0.2)
+    return seen
+
+
+@pytest.fixture
+def tiny(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Service:
+    monkeypatch.setattr(proxylog, "FLUSH_SECONDS", 0.05)
+    return Service.objects.create(name="tiny", repository="/nowhere", manifest=manifest(), slot=0)
+
+
+def test_loses_nothing_of_a_burst_while_it_does_not_run(tiny: Service, asleep: threading.Event) -> None:
+    with proxy_stack.running() as stack, recording(Recorder(stack.home.proxylog_socket)):
+        asleep.set()
+        burst(stack.ports[0], 2000)
+        asleep.clear()
+        wait_for_requests(2000)
+    assert told(tiny) == traffic.Totals(requests=2000, failed=2000, unrouted=2000, lost=0)
+
+
+def test_knows_what_it_lost_when_the_proxy_can_keep_no_more(
+    tiny: Service, asleep: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(haproxy, "RING_BYTES", 16384)
+    with proxy_stack.running() as stack, recording(Recorder(stack.home.proxylog_socket)):
+        asleep.set()
+        burst(stack.ports[0], 3000)
+        asleep.clear()
+        assert wait_until_accounted(tiny, stack.ports[0], 3000).lost > 0
+
+
+def test_goes_on_where_another_recorder_stopped(tiny: Service) -> None:
+    with proxy_stack.running() as stack:
+        burst(stack.ports[0], 200)
+        with recording(Recorder(stack.home.proxylog_socket)):
+            wait_for_requests(200)
+        burst(stack.ports[0], 200)
+        with recording(Recorder(stack.home.proxylog_socket)):
+            # HAProxy hands over some lines before it knows that the reader is gone.
+            assert wait_until_accounted(tiny, stack.ports[0], 400).lost < 200
+
+
+def test_sends_away_who_is_not_haproxy(tmp_path: Path) -> None:
+    with contextlib.closing(proxylog.bind(tmp_path / "log.sock")) as listener:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger:
+            stranger.connect(str(tmp_path / "log.sock"))
+            connected = Connection.accepted(listener)
+            assert connected is not None
+            buffer = Buffer()
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n\xff\x00" + HEAD + b"svc0 r0 200 1 -- GET\n")
+            assert connected.read(buffer)
+            stranger.sendall(b"x" * (proxylog.LONGEST_LINE + 1))
+            assert not connected.read(buffer)
+            assert buffer.received == 0
+            connected.finish(buffer)

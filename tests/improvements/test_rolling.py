@@ -222,6 +222,27 @@ def test_looks_at_the_end_of_one_two_and_four_lengths_of_a_step_only(shop: Shop)
     assert shop.improvement.rollout.step == 1
 
 
+def test_does_not_go_on_after_a_step_of_which_it_does_not_know_enough(shop: Shop) -> None:
+    shop.roll_out()
+
+    def lossy() -> None:
+        shop.both()
+        TrafficSlice.objects.create(
+            service=shop.service, second=timezone.now(), latencies_ms=[], statuses=[], methods=[], lost=60
+        )
+
+    step_with(shop, lossy)
+    assert isinstance(shop.run(rolling.roll_out), Waiting)
+    assert shop.improvement.rollout.step == 0
+    # It lasts longer, and with more that is known the 60 are few.
+    shop.both(3000)
+    shop.elapse(STEP_SECONDS)
+    assert isinstance(shop.run(rolling.roll_out), Waiting)
+    rollout = Rollout.objects.get()
+    assert rollout.step == 1
+    assert rollout.verdicts[0]["numbers"]["lost_ratio"] == pytest.approx(60 / 6660)
+
+
 def test_goes_back_after_the_last_look_without_a_verdict(shop: Shop) -> None:
     shop.roll_out()
     shop.run(rolling.roll_out)

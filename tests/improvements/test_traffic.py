@@ -69,6 +69,15 @@ def test_counts_what_users_saw_fail_also_without_a_release(service: Service) -> 
     put(service, None, 0, (0, 503), (0, 503))
     totals = traffic.totals(service, since=NOON, until=NOON + dt.timedelta(seconds=1))
     assert totals == traffic.Totals(requests=6, failed=4, unrouted=2)
+    assert totals.lost_ratio == 0
+
+
+def test_tells_what_is_not_known_beside_what_is(service: Service) -> None:
+    put(service, None, 0, (0, 503), (0, 503))
+    traffic.store([Slice(service.pk, None, SECOND + at, (), (), (), lost) for at, lost in ((0, 3), (1, 3), (2, 9))])
+    totals = traffic.totals(service, since=NOON, until=NOON + dt.timedelta(seconds=2))
+    assert totals == traffic.Totals(requests=2, failed=2, unrouted=2, lost=6)
+    assert totals.lost_ratio == 0.75
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,7 @@ def test_haproxy_accepts_its_configuration(home: Home) -> None:
     written = home.haproxy_config.read_text()
     assert written.count("http-request disable-l7-retry unless { method GET HEAD }") == 4
     assert written.count("127.0.0.1:1 disabled check") == 16
+    assert f'server recorder "unix@{home.proxylog_socket}"' in written
 
 
 # -- what stops it ---------------------------------------------------------------------------------------------------

@@ -201,3 +201,21 @@ def test_finds_two_points_more_errors_within_a_thousand_requests_an_arm() -> Non
             judge(Arm(np.ones(1000), others, 1000), Arm(np.ones(1000), mine, 1000), early=True).verdict is Verdict.FAIL
         )
     assert found >= 90
+
+
+LOST = [
+    # (share of the lines that was lost, errors of the candidate, verdict)
+    (0.0, 0, Verdict.PASS),
+    (0.05, 0, Verdict.PASS),
+    (0.06, 0, Verdict.INCONCLUSIVE),
+    (0.9, 60, Verdict.FAIL),
+]
+
+
+@pytest.mark.parametrize(("lost_ratio", "errors", "verdict"), LOST)
+def test_no_pass_on_a_window_of_which_too_much_is_not_known(lost_ratio: float, errors: int, verdict: Verdict) -> None:
+    rng = np.random.default_rng(3)
+    judged = judge(arm(rng, 1500), arm(rng, 1500, errors=errors), lost_ratio=lost_ratio)
+    assert judged.verdict is verdict
+    assert ("lines were lost" in judged.reason) == (lost_ratio > 0)
+    assert judged.numbers.get("lost_ratio", 0.0) == lost_ratio

@@ -13,7 +13,7 @@ from improvements.proxylog import Recorder
 
 
 class Command(BaseCommand):
-    help = "Record each request's release, status and time from the proxy's log (a unix datagram socket)."
+    help = "Record each request's release, status and time from the proxy's log (a unix socket that it connects to)."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--socket", type=Path, default=Path(settings.RUNEROGUE_HOME) / "run" / "proxylog.sock")
