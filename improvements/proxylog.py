@@ -21,6 +21,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from django.db import DatabaseError, InterfaceError, connection
 
@@ -53,8 +54,7 @@ _CLIENT_FAULT = frozenset("Cc")
 _BROKEN = frozenset("SsRIDK")
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):  # not a frozen dataclass, which takes much longer to make; there are thousands a second
     """One request as the proxy logged it. `latency_ms` is NaN when it never came to a time.
 
     `process` is the HAProxy process, and `number` the place of the line among those of this process and frontend.
@@ -117,7 +117,9 @@ class Numbers:
     def see(self, line: Line) -> None:
         key = f"{line.process} {line.frontend}"
         ahead = (line.number - self._next.get(key, 0)) % COUNTER_SIZE
-        if ahead < COUNTER_SIZE / 2:
+        if not ahead:
+            self._next[key] = (line.number + 1) % COUNTER_SIZE
+        elif ahead < COUNTER_SIZE / 2:
             self._missing[key] = self._missing.get(key, 0) + ahead
             self._next[key] = (line.number + 1) % COUNTER_SIZE
         else:

@@ -64,7 +64,8 @@ ring proxylog
     maxlen 1024
     size {RING_BYTES}
     timeout connect 1s
-    timeout server 10s
+    # For so long a recorder may be stopped: it can't vanish without closing a unix socket, and cutting it loses lines.
+    timeout server 1h
     server recorder "unix@{home.proxylog_socket}"
 
 defaults

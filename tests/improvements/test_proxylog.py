@@ -94,7 +94,7 @@ def test_reads_a_line(text: bytes) -> None:
     assert line is not None
     wanted = PARSED[text]
     assert line.latency_ms == pytest.approx(wanted.latency_ms, nan_ok=True)
-    assert replace(line, latency_ms=0) == replace(wanted, latency_ms=0)
+    assert line._replace(latency_ms=0) == wanted._replace(latency_ms=0)
 
 
 @pytest.mark.parametrize("text", NO_REQUEST)
@@ -217,7 +217,7 @@ def test_one_slice_per_release_and_second() -> None:
     places = Map()
     places.refresh()
     buffer = Buffer()
-    elsewhere = replace(line(), frontend="in_elsewhere", backend="elsewhere")
+    elsewhere = line()._replace(frontend="in_elsewhere", backend="elsewhere")
     buffer.add([line(second=7, latency_ms=1), line("<NOSRV>", second=7), line(second=7, latency_ms=2), elsewhere])
     buffer.add([line(second=8, latency_ms=3)])
     found = {(part.release_id, part.second): part.latencies_ms for part in slices(buffer.take(), places, second=9)}
