@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -92,12 +92,18 @@ def refusal(person: PersonFacts, facts: Facts, *, how: How | None) -> str:
         (person.id == facts.proposed_by, f"{person.name} proposed this; two others are needed."),
         (person.id in facts.edited_by, f"{person.name} edited this; two others are needed."),
         (person.id == facts.opened_by, f"{person.name} opened it; the second person is another one."),
+        (person.reset is not None, person.reset.of(person.name) if person.reset else ""),
         (how is not None and how.channel is not Channel.PAGE, "Break-glass is done on its page, by people, and not by "
          "a token or a program."),
         (how is not None and not how.is_fresh, "Break-glass needs a second factor of the last five minutes. Confirm "
          "with a code of your authenticator first."),
     )  # fmt: skip
     return next((why for broken, why in rules if broken), "")
+
+
+def as_then(person: PersonFacts) -> PersonFacts:
+    """Whoever did their part already: a reset of their credentials since undoes nothing."""
+    return replace(person, reset=None)
 
 
 def open_glass(
@@ -147,7 +153,7 @@ def confirm(glass: BreakGlass, *, person: User, how: How, at: dt.datetime) -> Br
         if one.fingerprint != row.fingerprint:
             raise Refused("What was opened is not what is asked now. Open it again for what is.")
         refuse(known[person.pk], facts_of(row, at, opened_by=one.opened_by_id), how)
-        if why := refusal(known[one.opened_by_id], facts_of(row, at), how=None):
+        if why := refusal(as_then(known[one.opened_by_id]), facts_of(row, at), how=None):
             raise Refused(f"Whoever opened it could not any more. {why}")
         move(one, S.CONFIRMED, confirmed_by=person, confirmed_at=at)
         for follow in on_broken_glass:
@@ -200,7 +206,7 @@ def lets_through(glass: BreakGlass, row: ApprovalRequest, at: dt.datetime, known
     two, facts = the_two(glass), facts_of(row, at)
     if len(two) < 2 or has_lapsed(glass, at):
         return False
-    return not any(refusal(known[pk], facts, how=None) for pk in two)
+    return not any(refusal(as_then(known[pk]), facts, how=None) for pk in two)
 
 
 def use(glass: BreakGlass, at: dt.datetime) -> None:

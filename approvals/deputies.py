@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from copy import copy
 
 from django.contrib.auth.models import User
 from django.db import transaction
@@ -143,8 +144,9 @@ def drop_member(row: TeamMember, *, actor: User | None, because: str = "") -> No
     """Name this person no longer. Where nobody is named any more, the whole group holds the role again."""
     with transaction.atomic():
         roles.rights_change()
-        audit.record("team.dropped", row, actor=actor, because=because, was=_member(row))
+        dropped, was = copy(row), _member(row)
         row.delete()
+        audit.record("team.dropped", dropped, actor=actor, because=because, was=was)
 
 
 def _told(row: Deputy) -> dict[str, object]:

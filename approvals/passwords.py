@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,8 +10,10 @@ from contextvars import ContextVar
 from django.contrib.auth.models import User
 from django.db import transaction
 from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.timezone import now
 
-from approvals import audit
+from approvals import audit, settling, telling
 
 _answering: ContextVar[HttpRequest | None] = ContextVar("the request that is being answered", default=None)
 
@@ -37,7 +40,26 @@ class Recorded:
     def password_changed(self, password: str, user: User | None = None) -> None:
         if user is not None:
             request = _answering.get()
-            actor = request.user if request and request.user.is_authenticated else None
-            because = "" if actor else "At the machine."
+            actor = request.user if request and isinstance(request.user, User) else None
+            because, at = "" if actor else "At the machine.", now()
             with transaction.atomic():
+                if settling.note(user, what="password", by=actor, at=at):
+                    _tell(user, actor, at)
                 audit.record("signin.password_changed", user, actor=actor, because=because)
+
+
+def _tell(person: User, actor: User | None, at: dt.datetime) -> None:
+    """Mail: whoever has the new password could sign in as this person."""
+    what, until = f"{actor or settling.AT_THE_MACHINE} set your password", f"{settling.settles_at(at):%Y-%m-%d %H:%M}"
+    telling.tell(
+        [person],
+        about="password",
+        subject=f"RuneRogue: {what}",
+        lines=[
+            f"{what}, {at:%Y-%m-%d %H:%M} UTC. You were signed out everywhere.",
+            f"Until {until} UTC nothing of high or critical risk is signed in your name.",
+            "If this was not your wish, say so at once.",
+        ],
+        url=reverse("admin:password_change"),
+        key=f"password {person.pk} {at.isoformat()}",
+    )

@@ -6,6 +6,7 @@ give one of them. Both explain themselves in sentences that pages, mails and err
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -201,12 +202,30 @@ class How:
 
 
 @dataclass(frozen=True)
+class Reset:
+    """Somebody else replaced what a person proves with that it is them, and the person may not have noticed yet."""
+
+    what: str  # "second factor" or "password"
+    by: str
+    at: dt.datetime
+    until: dt.datetime  # from then on it counts as noticed
+
+    def of(self, name: str) -> str:
+        """The sentence for whoever would act in the name of `name` meanwhile."""
+        return (
+            f"{self.by} reset the {self.what} of {name} on {self.at:%Y-%m-%d %H:%M} UTC, so until "
+            f"{self.until:%Y-%m-%d %H:%M} UTC nothing of high or critical risk is signed in the name of {name}."
+        )
+
+
+@dataclass(frozen=True)
 class Principal:
     """Whose right a deputy uses, and as far as it was lent: the roles that the principal holds themself."""
 
     id: int
     name: str
     roles: frozenset[Role]
+    reset: Reset | None = None
 
 
 @dataclass(frozen=True)
@@ -225,6 +244,7 @@ class PersonFacts:
     stands_in_for: tuple[Principal, ...] = ()
     on_behalf_of: Principal | None = None
     elsewhere: tuple[str, ...] = ()
+    reset: Reset | None = None
 
     @property
     def may_count(self) -> bool:
@@ -276,6 +296,7 @@ class Rule(StrEnum):
     EDITED = "edited"
     NO_ROLE = "no-role"
     SECOND_FACTOR = "second-factor"
+    CREDENTIALS_RESET = "credentials-reset"
     NO_REASON = "no-reason"
     TOO_LONG = "too-long"
     COUNTED = "counted-once"
@@ -466,6 +487,18 @@ def _obstacle(signer: PersonFacts, request: RequestFacts, decision: Decision) ->
     open_slots = missing(requirement, request.signers)
     if decision is Decision.APPROVE and len(missing(requirement, (*request.signers, signer))) == len(open_slots):
         return Why(Rule.NOT_MISSING, f"What is still missing is {in_words(open_slots)}; {signer.name} cannot give it.")
+    if decision is Decision.APPROVE and requirement.second_factor_required:
+        return _unsettled(signer, open_slots)
+    return NOTHING
+
+
+def _unsettled(signer: PersonFacts, open_slots: Sequence[Slot]) -> Why:
+    """Whether it could be somebody else who signs: their credentials, or the principal's, were just reset."""
+    for one in (signer, signer.on_behalf_of):
+        if one and one.reset:
+            others = [slot_in_words(slot) for slot in open_slots if slot & signer.roles]
+            sentence = f"{one.reset.of(one.name)} Meanwhile somebody else may be asked: {', or '.join(others)}."
+            return Why(Rule.CREDENTIALS_RESET, sentence)
     return NOTHING
 
 

@@ -16,11 +16,11 @@ from django.db import connection, connections, transaction
 from django.db.models import Q
 from django.utils.timezone import now
 
-from approvals import audit
+from approvals import audit, settling
 from approvals.models.deputy import Deputy
 from approvals.models.role import RoleGroup
 from approvals.models.team import TeamMember
-from approvals.policy import ANYBODY_SENIOR, PersonFacts, Principal, Role
+from approvals.policy import ANYBODY_SENIOR, PersonFacts, Principal, Reset, Role
 from approvals.teams import Member, Teams
 
 GROUP_NAMES: Mapping[Role, str] = {
@@ -71,6 +71,7 @@ class Account:
     active: bool
     is_service_account: bool
     in_groups: frozenset[Role]
+    reset: Reset | None
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class Snapshot:
                 is_service_account=one.is_service_account,
                 stands_in_for=self._principals(one.id, {pk: roles for pk, (roles, _) in own.items()}),
                 elsewhere=own[one.id][1],
+                reset=one.reset,
             )
             for one in self.accounts.values()
         }
@@ -108,7 +110,8 @@ class Snapshot:
             if principal and principal.active and not principal.is_service_account:
                 held = own[principal.id] & (frozenset({one.role}) if one.role else ANYBODY_SENIOR)
                 lent.setdefault(principal.id, set()).update(held)
-        found = [Principal(pk, self.accounts[pk].name, frozenset(roles)) for pk, roles in lent.items() if roles]
+        known = [(self.accounts[pk], frozenset(roles)) for pk, roles in lent.items() if roles]
+        found = [Principal(one.id, one.name, roles, one.reset) for one, roles in known]
         return tuple(sorted(found, key=lambda principal: principal.name))
 
 
@@ -118,6 +121,16 @@ class Lent:
 
     principal_id: int
     role: Role | None
+
+
+COLUMNS = (
+    "pk",
+    "username",
+    "is_active",
+    "person_settings__is_service_account",
+    "groups__role__role",
+    *(f"credentials_reset__{name}" for name in ("what", "by", "at")),
+)
 
 
 def snapshot(
@@ -130,8 +143,8 @@ def snapshot(
     """
     if lock:
         rights_stay()
-    wanted = set(ids)
-    standing = Deputy.objects.in_force(at or now()).order_by("pk")
+    wanted, at = set(ids), at or now()
+    standing = Deputy.objects.in_force(at).order_by("pk")
     rows = standing if everyone else standing.filter(deputy_id__in=wanted)
     lent: dict[int, list[Lent]] = {}
     for deputy_id, principal_id, role in rows.values_list("deputy_id", "principal_id", "role"):
@@ -140,11 +153,13 @@ def snapshot(
     if lock:
         hold_rows(wanted)
     concerned = Q(pk__in=wanted) | Q(groups__role__isnull=False) if everyone else Q(pk__in=wanted)
-    columns = ("pk", "username", "is_active", "person_settings__is_service_account", "groups__role__role")
     accounts: dict[int, Account] = {}
-    for pk, name, active, is_program, group in User.objects.filter(concerned).values_list(*columns):
+    for row in User.objects.filter(concerned).values_list(*COLUMNS):
+        pk, name, active, is_program, group, what, by, reset_at = row
         groups = accounts[pk].in_groups if pk in accounts else frozenset[Role]()
-        accounts[pk] = Account(pk, name, active, bool(is_program), groups | ({Role(group)} if group else set()))
+        groups |= {Role(group)} if group else set()
+        reset = settling.unsettled(what, by, reset_at, at)
+        accounts[pk] = Account(pk, name, active, bool(is_program), groups, reset)
     members = TeamMember.objects.exclude(person__person_settings__is_service_account=True)
     return Snapshot(
         accounts,

@@ -24,7 +24,7 @@ from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.timezone import now
 
-from approvals import audit, concealing, sessions, telling
+from approvals import audit, concealing, sessions, settling, telling
 from approvals.models import Authenticator, RecoveryCode
 from approvals.policy import Channel, How
 
@@ -286,8 +286,12 @@ def _reset(person: User, actor: User | None, because: str, at: dt.datetime) -> N
         raise NotAllowed("Say why: how do you know that it was this person who asked?")
     with transaction.atomic():
         _forget(person)
+        waits = settling.note(person, what="second factor", by=actor, at=at)
         ended = sessions.end_all(person)
         lines = [f"Reason: {because}", "You were signed out everywhere. If this was not your wish, say so at once."]
+        if waits:
+            until = f"{settling.settles_at(at):%Y-%m-%d %H:%M}"
+            lines.append(f"Until {until} UTC nothing of high or critical risk is signed in your name.")
         _tell(person, f"{actor or 'Somebody at the machine'} reset your second factor", lines, key=at)
         audit.record(Action.RESET, person, actor=actor, because=because, data={"sessions_ended": ended})
 

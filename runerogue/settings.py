@@ -267,6 +267,7 @@ SESSION_HOURS = read("SESSION_HOURS", 12, whole(1, 168), "hours, 1 to 168")
 SESSION_IDLE_MINUTES = read("SESSION_IDLE_MINUTES", 60, whole(5, 1440), "minutes, 5 to 1440")
 # Every write moves the end of the row on; approvals.sessions counts from the sign-in.
 SESSION_COOKIE_AGE = SESSION_HOURS * 3600
+CREDENTIALS_SETTLE_HOURS = read("CREDENTIALS_SETTLE_HOURS", 24, whole(0, 720), "hours, 0 to 720")
 SIGN_IN_FAILURES = read("SIGN_IN_FAILURES", 5, whole(3, 50), "failed sign-ins, 3 to 50")
 SIGN_IN_LOCK_MINUTES = read("SIGN_IN_LOCK_MINUTES", 15, whole(1, 1440), "minutes, 1 to 1440")
 X_FRAME_OPTIONS = "DENY"

@@ -5,14 +5,16 @@ Whatever gives or takes a right on these pages is written down with what was bef
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from copy import copy
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.auth.admin import GroupAdmin, UserAdmin
 from django.contrib.auth.models import Group, User
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
 
 from approvals import audit, deputies, roles, scopes
@@ -32,6 +34,7 @@ else:
     AccountAdmin = UserAdmin
     DeputyModelForm = TeamModelForm = forms.ModelForm
 
+Row = TypeVar("Row", bound=Model)
 IN_THE_ADMIN = "changed in the admin"
 
 # Django registers its own pages for these when it is imported; ours record what they change.
@@ -55,11 +58,34 @@ def rights_of_group(group: Group) -> dict[str, Any]:
     return {"name": group.name, "permissions": sorted(group.permissions.values_list("codename", flat=True))}
 
 
+def with_members(group: Group) -> dict[str, Any]:
+    return {**rights_of_group(group), "members": sorted(group.user_set.values_list("username", flat=True))}
+
+
+def delete_and_record(
+    request: HttpRequest, action: str, rows: QuerySet[Row], facts: Callable[[Row], dict[str, Any]]
+) -> None:
+    """Delete these rows, each with an entry that says what it was.
+
+    All are locked before the first is written down: an entry holds the head of the log until the end, and who holds
+    one of the rows meanwhile may be waiting for that.
+    """
+    with transaction.atomic():
+        roles.rights_change()  # deputies and members of teams go with their account
+        chosen = type(rows)(rows.model).filter(pk__in=list(rows.values_list("pk", flat=True))).order_by("pk")
+        gone = [(copy(row), facts(row)) for row in chosen.select_for_update()]
+        chosen.delete()
+        for row, was in gone:
+            subject = row.user if isinstance(row, PersonSettings) else row
+            audit.record(action, subject, actor=signed_in(request), was=was)
+
+
 class AuditedUserAdmin(AccountAdmin):
     """Django's own page of accounts, recorded; `accounts.py` adds what concerns signing in."""
 
     tells_deletions = True
     list_display = ["username", "is_active", "is_staff", "is_superuser", "last_login"]
+    readonly_fields = ["last_login", "date_joined"]  # what happened is not edited, and `settling` relies on it
     show_full_result_count = False
 
     def save_model(self, request: HttpRequest, obj: User, form: Any, change: bool) -> None:
@@ -82,22 +108,15 @@ class AuditedUserAdmin(AccountAdmin):
         )
 
     def delete_model(self, request: HttpRequest, obj: User) -> None:
-        with transaction.atomic():
-            audit.record("person.deleted", obj, actor=signed_in(request), was=rights_of_user(obj))
-            super().delete_model(request, obj)
+        self.delete_queryset(request, User.objects.filter(pk=obj.pk))
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[User]) -> None:
-        with transaction.atomic():
-            for user in queryset:
-                self.delete_model(request, user)
+        delete_and_record(request, "person.deleted", queryset, rights_of_user)
 
     def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> HttpResponse:  # noqa: A002
+        # A password is kept with its entry, which `passwords.Recorded` writes, or not at all.
         with transaction.atomic():
-            before = User.objects.filter(pk=id).values_list("password", flat=True).first()
             answer: HttpResponse = super().user_change_password(request, id, form_url)
-            user = User.objects.filter(pk=id).first()
-            if user is not None and user.password != before:
-                audit.record("person.password_changed", user, actor=signed_in(request), because=IN_THE_ADMIN)
             return answer
 
 
@@ -126,16 +145,10 @@ class AuditedGroupAdmin(GroupAdmin):
         return super().has_delete_permission(request, obj) and not (obj is not None and hasattr(obj, "role"))
 
     def delete_model(self, request: HttpRequest, obj: Group) -> None:
-        with transaction.atomic():
-            members = sorted(obj.user_set.values_list("username", flat=True))
-            was = {**rights_of_group(obj), "members": members}
-            audit.record("group.deleted", obj, actor=signed_in(request), was=was)
-            super().delete_model(request, obj)
+        self.delete_queryset(request, Group.objects.filter(pk=obj.pk))
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Group]) -> None:
-        with transaction.atomic():
-            for group in queryset:
-                self.delete_model(request, group)
+        delete_and_record(request, "group.deleted", queryset, with_members)
 
 
 def kept(row: PersonSettings) -> dict[str, Any]:
@@ -174,10 +187,7 @@ class PersonSettingsAdmin(SettingsModelAdmin):
             )
 
     def delete_model(self, request: HttpRequest, obj: PersonSettings) -> None:
-        with transaction.atomic():
-            roles.rights_change()
-            audit.record("person.settings", obj.user, actor=signed_in(request), was=kept(obj), became="none")
-            super().delete_model(request, obj)
+        delete_and_record(request, "person.settings", PersonSettings.objects.filter(pk=obj.pk), kept)
 
 
 class DeputyForm(DeputyModelForm):

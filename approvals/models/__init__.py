@@ -4,6 +4,7 @@ to them, and API tokens."""
 from approvals.models.audit import AppendOnly, AuditEntry, AuditHead, AuditTombstone
 from approvals.models.authenticator import Authenticator, RecoveryCode
 from approvals.models.break_glass import BreakGlass
+from approvals.models.credentials import CredentialsReset
 from approvals.models.deputy import Deputy
 from approvals.models.freeze import FreezeWindow
 from approvals.models.hours import WorkingHours
@@ -27,6 +28,7 @@ __all__ = [
     "BreakGlass",
     "Comment",
     "Counted",
+    "CredentialsReset",
     "Delivery",
     "Deputy",
     "FreezeWindow",

@@ -16,7 +16,7 @@ from django.utils.timezone import now
 from approvals import audit, breaking_glass, holding, requests, roles, tasks, telling
 from approvals.breaking_glass import Facts, Refused, refusal
 from approvals.models import ApprovalRequest, AuditEntry, BreakGlass, PersonSettings
-from approvals.policy import Channel, How, PersonFacts, RequestState, Role, Tier
+from approvals.policy import Channel, How, PersonFacts, RequestState, Reset, Role, Tier
 from approvals.requests import StandingState
 from approvals.subjects import SubjectRef
 from tests.approvals.test_holding import window
@@ -65,6 +65,8 @@ SOMEBODY = PersonFacts(1, "bob", frozenset({Role.LEAD}))
 ASKED = Facts("improvement", RequestState.OPEN)
 TOKEN, STALE, NEVER = How(Channel.TOKEN, 1.0), How(Channel.PAGE, 301.0), How(Channel.PAGE)
 PROGRAM = How(Channel.PROGRAM, 1.0)
+NOON = dt.datetime(2026, 5, 4, 12, tzinfo=dt.UTC)
+JUST_NOW = Reset("password", "boss", NOON, NOON + dt.timedelta(hours=24))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +91,7 @@ PROGRAM = How(Channel.PROGRAM, 1.0)
         ({}, {}, STALE, False, "second factor of the last five minutes"),
         ({}, {}, NEVER, False, "second factor"),
         ({}, {}, None, False, ""),
+        *[({"reset": JUST_NOW}, {}, how, False, "boss reset the password of bob") for how in (FRESH, None)],
     ],
 )  # fmt: skip
 def test_refuses_by_rule(who: Any, facts: Any, how: How | None, service_account: bool, why: str) -> None:

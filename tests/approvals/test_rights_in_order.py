@@ -7,11 +7,13 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from django.contrib import admin
 from django.contrib.auth.models import User
 from django.db import connection, transaction
+from django.test import RequestFactory
 from django.utils.timezone import now
 
-from approvals import deputies, policies, roles, rulebook
+from approvals import audit, deputies, policies, roles, rulebook
 from approvals.models import AuditEntry
 from approvals.policy import Role
 from approvals.rulebook import DEFAULT
@@ -79,3 +81,25 @@ def test_numbers_proposals_that_come_at_once(bob: User, carol: User) -> None:
         thread.join(10)
     numbers = AuditEntry.objects.filter(action="policy.proposed").order_by("sequence")
     assert [one.subject for one in numbers] == ["Policy 1", "Policy 2", "Policy 3"]
+
+
+def test_deletes_people_who_are_held_before_it_holds_the_log(bob: User, carol: User, mallory: User) -> None:
+    """Whoever holds the row of a person and writes to the log would otherwise wait for the one who deletes."""
+    doomed = [person("ann"), person("zoe")]
+    page = admin.site.get_model_admin(User)
+    asked = RequestFactory().post("/")
+    asked.user = mallory
+    with transaction.atomic():
+        roles.hold_rows([doomed[1].pk])
+        thread = beside(lambda: page.delete_queryset(asked, User.objects.filter(pk__in=[one.pk for one in doomed])))
+        thread.join(0.3)
+        assert thread.is_alive()
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL lock_timeout = '2s'")
+        audit.record("person.looked_at", doomed[1], actor=mallory)
+    thread.join(10)
+    told = AuditEntry.objects.filter(action__startswith="person.").order_by("sequence")
+    assert [(one.action, one.subject) for one in told] == [
+        ("person.looked_at", "zoe"), ("person.deleted", "ann"), ("person.deleted", "zoe"),
+    ]  # fmt: skip
+    assert not User.objects.filter(pk__in=[one.pk for one in doomed]).exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 from dataclasses import replace
 
@@ -79,7 +80,13 @@ RELATIONS: dict[str, tuple[bool, bool, str]] = {
     "is inactive": (False, False, "not active"),
     "is a program": (False, False, "programs never sign"),
     "is of another service": (False, True, "no say in"),
+    "was reset": (False, False, "boss reset the second factor of pat"),
+    "quinn was reset": (True, False, "boss reset the second factor of quinn"),
 }
+# Where no second factor is asked for, nobody needs to have kept theirs; and a no is always believed.
+GUARDED = (Tier.HIGH, Tier.CRITICAL)
+DAY = dt.datetime(2026, 5, 4, 12, tzinfo=dt.UTC)
+RESET = policy.Reset("second factor", "boss", DAY, DAY + dt.timedelta(hours=24))
 RIGHTS = ("own", "lent")
 APPROVE, REJECT, ASK = Decision.APPROVE, Decision.REJECT, Decision.ASK_FOR_CHANGES
 # State → which decisions can be made in it at all.
@@ -144,8 +151,11 @@ def scene(role: Role | None, tier: Tier, relation: str, right: str, state: str) 
         held if right == "own" and not abroad else frozenset(),
         active=relation != "is inactive",
         is_service_account=relation == "is a program",
-        stands_in_for=(Principal(QUINN, "quinn", held),) if right == "lent" else (),
+        stands_in_for=(Principal(QUINN, "quinn", held, RESET if relation == "quinn was reset" else None),)
+        if right == "lent"
+        else (),
         elsewhere=("pat is a lead developer of shop, which gives no say in realm.",) if abroad else (),
+        reset=RESET if relation == "was reset" else None,
     )
     quinn, other = PersonFacts(QUINN, "quinn", held), PersonFacts(OTHER, "other", frozenset())
     signed = {
@@ -174,7 +184,8 @@ def test_lets_exactly_the_right_people_sign() -> None:
         pat, request = scene(*row)
         own_counts, lent_counts, word = RELATIONS[relation]
         for decision in Decision:
-            counts = own_counts if right == "own" else lent_counts
+            believed = relation.endswith("was reset") and (tier not in GUARDED or decision is not APPROVE)
+            counts = believed or (own_counts if right == "own" else lent_counts)
             expected = role in MAY_SIGN[tier] and counts and decision in STATES[state]
             answer = may_sign(pat, request, decision=decision, reason="It is sound.")
             assert isinstance(answer, Allowed) == expected, (*row, answer)
@@ -185,7 +196,8 @@ def test_lets_exactly_the_right_people_sign() -> None:
             else:
                 assert answer.why.endswith("."), row
                 barred_first = decision not in STATES[state] and relation not in ("is inactive", "is a program")
-                if not counts and not barred_first and (right == "lent" or not own_counts):
+                told_first = relation.endswith("was reset") and role not in MAY_SIGN[tier]  # has no such role
+                if not counts and not barred_first and not told_first and (right == "lent" or not own_counts):
                     assert word in answer.why, (*row, answer.why)
 
 
