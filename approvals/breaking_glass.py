@@ -63,6 +63,10 @@ class Refused(Exception):
     """A rule forbids it; the text is the rule's own sentence, fit for people."""
 
 
+class SecondFactorWanted(Refused):
+    """Nothing else is missing: the person can give one and try again."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What the rules need to know of the request and of who took part in it already."""
@@ -334,7 +338,8 @@ def refuse_too_long(text: str, *, longest: int = LONGEST_TEXT) -> None:
 
 def refuse(person: PersonFacts, facts: Facts, how: How) -> None:
     if why := refusal(person, facts, how=how):
-        raise Refused(why)
+        with_one = replace(how, second_factor_age_seconds=0.0)
+        raise Refused(why) if refusal(person, facts, how=with_one) else SecondFactorWanted(why)
 
 
 def locked_request(pk: int) -> ApprovalRequest:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from approvals import holding, policy, roles, terms
-from approvals.policy import PersonFacts, RequestFacts, Requirement, Role
+from approvals import holding, policy, roles, scopes, terms
+from approvals.policy import PersonFacts, RequestFacts, RequestState, Requirement, Role, Slot, Subject, Tier
 from approvals.rulebook import Row
 from approvals.subjects import Forecast
 
@@ -28,6 +29,7 @@ class Answer:
     needs: list[Need]
     row: Row
     escalates_to: str
+    stuck: str  # why no people there are could sign it, and whom to ask; empty: they could
     kept_out: list[str]  # people with a fitting role, and the sentence why they may not
     held: str  # what would keep it from starting at that time; empty: nothing
 
@@ -45,9 +47,67 @@ def who_must_sign(asked: Forecast, at: dt.datetime) -> Answer:
         needs(request, people),
         row,
         row.escalate_to.title,
+        stuck(request, people, asked.concern.service, Helpers()),
         kept_out(request, people),
         str(hold) if hold else "",
     )
+
+
+class Helpers:
+    """Who can help where nobody can sign; asked of the database once for all that one page says of it."""
+
+    @cached_property
+    def administrators(self) -> str:
+        return roles.administrators()
+
+    @cached_property
+    def groups(self) -> dict[Role, str]:
+        return roles.names_of_groups()
+
+    def whom_to_ask(self, slots: Sequence[Slot], service: str) -> str:
+        """Who puts people where they could sign. With a service, it names its own people, which the CTO may change."""
+        wanted = frozenset[Role]().union(*slots)
+        groups = " or ".join(f"“{name}”" for role, name in self.groups.items() if role in wanted)
+        teams = f", or the CTO to name somebody under “Team members” for {service}" if service else ""
+        return f"Ask {self.administrators} to put somebody into the group {groups}{teams}."
+
+
+def stuck(request: RequestFacts, people: Sequence[PersonFacts], service: str, helpers: Helpers) -> str:
+    """The sentences for what would wait for ever: what nobody can give, and who can change that; "" when somebody can.
+
+    Asked as if nobody wanted changes: whoever does takes that back, which needs no other people.
+    """
+    lacking = policy.out_of_reach(replace(request, state=RequestState.OPEN), people)
+    if not lacking:
+        return ""
+    named = any(person.elsewhere for person in people)
+    ask = helpers.whom_to_ask(lacking, service if named else "")
+    return f"Nobody can sign this as things are: nobody is left for {given_by(lacking)}. {ask}"
+
+
+def given_by(slots: Sequence[Slot]) -> str:
+    """'the signature of the CTO' for slots that somebody should fill."""
+    return " and ".join(f"the signature of {policy.slot_in_words(slot)}" for slot in slots)
+
+
+def gaps(at: dt.datetime) -> list[str]:
+    """What the policy asks for and nobody could give, whoever proposes: a sentence for each service and signature."""
+    held, rights, helpers = terms.in_force(), roles.snapshot(at=at, everyone=True), Helpers()
+    found: dict[tuple[str, tuple[Slot, ...]], list[Tier]] = {}
+    teams: set[str] = set()
+    for service in ("", *scopes.names()):
+        people = list(rights.people(service).values())
+        for tier in Tier:
+            needed = policy.required(tier, Subject(service=service), all_pass=False, terms=held)
+            lacking = policy.out_of_reach(RequestFacts(needed), people)
+            if lacking and tier not in found.get(("", lacking), ()):
+                found.setdefault((service, lacking), []).append(tier)
+        teams |= {service} if any(person.elsewhere for person in people) else set()
+    return [
+        f"Nobody could sign changes of {' and '.join(tiers)} risk{f' in {service}' if service else ''}: nobody is left "
+        f"for {given_by(lacking)}. {helpers.whom_to_ask(lacking, service if service in teams else '')}"
+        for (service, lacking), tiers in found.items()
+    ]
 
 
 def needs(request: RequestFacts, people: Iterable[PersonFacts]) -> list[Need]:
@@ -55,6 +115,7 @@ def needs(request: RequestFacts, people: Iterable[PersonFacts]) -> list[Need]:
     open_slots = policy.missing(request.requirement, request.signers)
     if not open_slots:
         return []
+    request = replace(request, state=RequestState.OPEN)  # who could, once nobody asks for changes any more
     able = [person.signing_for(way.voice_of) for person in people for way in policy.options(person, request)]
     return [
         Need(policy.slot_in_words(slot), sorted(signer.signed_as for signer in able if signer.roles & slot))

@@ -10,7 +10,7 @@ from typing import Any
 from django.contrib.auth.models import User
 
 from approvals import diff, forecasting, holding, policy, requests, roles, subjects
-from approvals.forecasting import Need
+from approvals.forecasting import Helpers, Need
 from approvals.law import MOVES
 from approvals.models.request import ApprovalRequest, Comment, Signature
 from approvals.policy import PENDING, Decision, How, PersonFacts, RequestFacts, RequestState, Tier
@@ -63,6 +63,8 @@ class DecisionPage:
     signatures: list[Signature]
     signed: int
     needs: list[Need]
+    stuck: str
+    kept_out: list[str]
     comments: list[Comment]
     may: May
     rights: list[policy.Allowed]
@@ -75,7 +77,13 @@ class DecisionPage:
 
 
 def decision_page(
-    row: ApprovalRequest, viewer: User, at: dt.datetime, *, how: How | None = None, typed: str = ""
+    row: ApprovalRequest,
+    viewer: User,
+    at: dt.datetime,
+    *,
+    how: How | None = None,
+    typed: str = "",
+    helpers: Helpers | None = None,
 ) -> DecisionPage:
     """The page of `row` as `viewer` sees it now. Reads the database, changes nothing.
 
@@ -86,10 +94,12 @@ def decision_page(
     approving = [one for one in signatures if one.voided_at is None and one.decision == Decision.APPROVE]
     known = roles.everybody(scope=row.scope, at=at, also=[viewer.pk, *(one.person_id for one in approving)])
     asked = requests.facts_of(row, [known[one.person_id].signing_for(one.on_behalf_of_id) for one in approving], at)
-    is_pending = row.state in PENDING and not asked.expired
-    state = RequestState.EXPIRED if row.state in PENDING and asked.expired else RequestState(row.state)
+    state = state_of(row, at)
+    is_pending = state in PENDING
     rights = list(policy.options(known[viewer.pk], asked))
     hold = holding.look_at(row, at).hold if state in (*PENDING, RequestState.APPROVED) else None
+    people = list(known.values())
+    stuck = forecasting.stuck(asked, people, row.scope, helpers or Helpers()) if is_pending else ""
     lines = diff.lines(str(facts.get("diff", "")))
     added, removed = diff.counts(lines)
     return DecisionPage(
@@ -111,7 +121,9 @@ def decision_page(
         editors=sorted(user.username for user in row.edited_by.all()),
         signatures=signatures,
         signed=len(approving),
-        needs=forecasting.needs(asked, known.values()) if is_pending else [],
+        needs=forecasting.needs(asked, people) if is_pending else [],
+        stuck=stuck,
+        kept_out=forecasting.kept_out(asked, people) if stuck else [],
         comments=list(row.comments.select_related("person")),
         may=may_of(row, known[viewer.pk], asked, signatures),
         rights=rights if len(rights) > 1 else [],
@@ -122,6 +134,12 @@ def decision_page(
         added=added,
         removed=removed,
     )
+
+
+def state_of(row: ApprovalRequest, at: dt.datetime) -> RequestState:
+    """The state as it is at that time: an expiry is written down by a task, which comes later."""
+    state = RequestState(row.state)
+    return RequestState.EXPIRED if state in PENDING and row.expires_at <= at else state
 
 
 STATES: Mapping[RequestState, str] = {
@@ -185,7 +203,10 @@ def critical_page(
         .order_by("expires_at", "pk")
     )
     count = rows.count()
-    shown = [decision_page(row, viewer, at, how=how, typed=typed(row.pk)) for row in rows[:MOST_AT_ONCE]]
+    helpers = Helpers()
+    shown = [
+        decision_page(row, viewer, at, how=how, typed=typed(row.pk), helpers=helpers) for row in rows[:MOST_AT_ONCE]
+    ]
     wanted = sum(not page.may.approve for page in shown)
     where = len({page.request.scope for page in shown})
     summary = (

@@ -381,6 +381,29 @@ def missing(requirement: Requirement, signers: Sequence[PersonFacts]) -> tuple[S
     return tuple(slot for number, slot in enumerate(requirement.signatures) if not place(number, set()))
 
 
+def out_of_reach(request: RequestFacts, people: Iterable[PersonFacts]) -> tuple[Slot, ...]:
+    """The slots that nobody would fill even if all of `people` signed who may; empty when they are enough.
+
+    Not each slot by itself: the one person who could fill either of two fills one.
+    """
+    ways = [person.signing_for(one.voice_of) for person in people for one in options(person, request)]
+    return _left_open(request.requirement, request.signers, ways)
+
+
+def _left_open(
+    requirement: Requirement, signers: Sequence[PersonFacts], ways: Sequence[PersonFacts]
+) -> tuple[Slot, ...]:
+    """The fewest slots that stay open when some of `ways` join the signers, every person in one of them at most."""
+    found = still_open = missing(requirement, signers)
+    for number, way in enumerate(ways):
+        if not found:
+            break
+        is_used = any(way.bodies & one.bodies for one in signers)
+        if not is_used and len(missing(requirement, (*signers, way))) < len(still_open):
+            found = min(found, _left_open(requirement, (*signers, way), ways[number + 1 :]), key=len)
+    return found
+
+
 def _voices(signers: Iterable[PersonFacts]) -> list[frozenset[Role]]:
     """The roles of each voice. A person is one voice, and so are a principal and who signed with their right."""
     voices: list[tuple[frozenset[int], frozenset[Role]]] = []

@@ -202,6 +202,20 @@ def holders(roles: Iterable[Role], *, scope: str | None = "", without: Iterable[
     )
 
 
+def names_of_groups() -> dict[Role, str]:
+    """What the roles' groups are called, in the order of the roles."""
+    known = dict(RoleGroup.objects.values_list("role", "group__name"))
+    return {role: known[role] for role in Role if role in known}
+
+
+def administrators() -> str:
+    """'mallory (administrator)': who puts people into groups, in words; 'an administrator' where there is none."""
+    names = (
+        User.objects.filter(is_superuser=True, is_active=True).order_by("username").values_list("username", flat=True)
+    )
+    return f"{' or '.join(names[:5])} (administrator)" if names else "an administrator"
+
+
 def hold_rows(ids: Iterable[int]) -> None:
     """Lock the accounts and the memberships of these people, everybody in the same order."""
     list(User.objects.filter(pk__in=ids).order_by("pk").select_for_update(no_key=True).values_list("pk"))

@@ -57,9 +57,9 @@ TYPED = "typed"
 LONGEST, MOST = 10_000, 20  # characters of a text, and texts in one session
 
 
-def keep_typed(request: HttpRequest, text: str, *, form: str = "") -> None:
-    """Remember what was typed on the page of `request`, in its form of that name, until `forget_typed` there."""
-    kept = {**request.session.get(TYPED, {}), request.path + form: text[:LONGEST]}
+def keep_typed(request: HttpRequest, text: str, *, form: str = "", page: str = "") -> None:
+    """Remember what was typed in the form of that name on `page` (the one of `request`), until `forget_typed` there."""
+    kept = {**request.session.get(TYPED, {}), (page or request.path) + form: text[:LONGEST]}
     request.session[TYPED] = dict(list(kept.items())[-MOST:])
 
 
@@ -68,9 +68,9 @@ def typed(request: HttpRequest, *, form: str = "") -> str:
     return str(request.session.get(TYPED, {}).get(request.path + form, ""))
 
 
-def forget_typed(request: HttpRequest, *, form: str = "") -> None:
+def forget_typed(request: HttpRequest, *, form: str = "", page: str = "") -> None:
     """It was used."""
-    used, kept = request.path + form, request.session.get(TYPED, {})
+    used, kept = (page or request.path) + form, request.session.get(TYPED, {})
     if used in kept:
         request.session[TYPED] = {page: text for page, text in kept.items() if page != used}
 

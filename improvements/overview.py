@@ -10,7 +10,7 @@ from django.contrib.auth.models import User
 from django.db.models import Case, Count, IntegerField, OuterRef, Q, Subquery, Value, When, Window
 
 from analysis.models import Finding
-from approvals import requests
+from approvals import forecasting, requests
 from approvals.models import ApprovalRequest
 from improvements.models import Improvement, State
 from monitoring.models import Alert, HealthScore, Service, Severity, Status
@@ -51,6 +51,7 @@ class Overview:
     suggestions: int
     open_findings: int
     services: list[ServiceLine]
+    gaps: list[str]  # what the policy asks for and nobody could sign; for superusers, who can change that
 
 
 def overview_for(person: User, at: dt.datetime) -> Overview | None:
@@ -80,6 +81,7 @@ def overview_for(person: User, at: dt.datetime) -> Overview | None:
         suggestions=counts["suggestions"],
         open_findings=Finding.objects.open().filter(service__archived_at=None).count(),
         services=_services(),
+        gaps=forecasting.gaps(at) if person.is_superuser else [],
     )
 
 

@@ -12,16 +12,20 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.timezone import now
 
-from approvals import breaking_glass, holding, second_factor
+from approvals import breaking_glass, holding, second_factor, sessions
 from approvals.admin.parts import STYLES, signed_in
 from approvals.models import ApprovalRequest, BreakGlass
 from approvals.models.break_glass import CONFIRM_WITHIN, IN_FORCE_FOR, UNSETTLED
+from approvals.pages import STATES
+from approvals.policy import RequestState
 from approvals.readonly import ReadOnly
 
 if TYPE_CHECKING:  # Django's classes take no type parameter at run time
     GlassModelAdmin = admin.ModelAdmin[BreakGlass]
 else:
     GlassModelAdmin = admin.ModelAdmin
+
+TYPED = frozenset({"because", "notes"})  # the texts of the page of one use
 
 
 class ReviewFilter(admin.SimpleListFilter):
@@ -78,20 +82,8 @@ class BreakGlassAdmin(ReadOnly, GlassModelAdmin):
             return HttpResponseRedirect(reverse("admin:approvals_approvalrequest_changelist"))
         if not self.has_view_permission(request):
             raise PermissionDenied
-        if request.method == "POST":
-            try:
-                glass = breaking_glass.open_glass(
-                    row, person=signed_in(request), how=second_factor.how(request, now()), at=now(),
-                    reason=request.POST.get("reason", ""), ticket=request.POST.get("ticket", ""),
-                    seen=request.POST.get("fingerprint", ""),
-                )  # fmt: skip
-            except breaking_glass.Refused as refused:
-                messages.error(request, f"Not opened. {refused}")
-            else:
-                messages.warning(
-                    request, "Opened, and everybody is told. Nothing passes until a second person confirms."
-                )
-                return HttpResponseRedirect(reverse("admin:approvals_breakglass_change", args=[glass.pk]))
+        if request.method == "POST" and (answer := self._open(request, row)):
+            return answer
         context = {
             **self.admin_site.each_context(request),
             "opts": self.opts,
@@ -103,10 +95,33 @@ class BreakGlassAdmin(ReadOnly, GlassModelAdmin):
             "live": BreakGlass.objects.live().filter(request=row).first(),
             "minutes": CONFIRM_WITHIN.seconds // 60,
             "hours": IN_FORCE_FOR.seconds // 3600,
-            "reason": request.POST.get("reason", ""),
-            "ticket": request.POST.get("ticket", ""),
+            "reason": sessions.typed(request, form="#reason"),
+            "ticket": sessions.typed(request, form="#ticket"),
+            "asks_for_code": not second_factor.how(request, now()).is_fresh,
+            "state_in_words": STATES[RequestState(row.state)],
         }
         return TemplateResponse(request, "admin/approvals/breakglass/open.html", context)
+
+    def _open(self, request: HttpRequest, row: ApprovalRequest) -> HttpResponse | None:
+        """Where to go now that it is open, or for the code first; None when it was refused. Nothing typed is lost."""
+        given = {name: request.POST.get(name, "") for name in ("reason", "ticket")}
+        for name, text in given.items():
+            sessions.keep_typed(request, text, form=f"#{name}")
+        try:
+            glass = breaking_glass.open_glass(
+                row, person=signed_in(request), how=second_factor.how(request, now()), at=now(),
+                seen=request.POST.get("fingerprint", ""), **given,
+            )  # fmt: skip
+        except breaking_glass.SecondFactorWanted as wanted:
+            messages.warning(request, str(wanted))
+            return HttpResponseRedirect(second_factor.step_up_url(request, f"{request.path}#open"))
+        except breaking_glass.Refused as refused:
+            messages.error(request, f"Not opened. {refused}")
+            return None
+        for name in given:
+            sessions.forget_typed(request, form=f"#{name}")
+        messages.warning(request, "Opened, and everybody is told. Nothing passes until a second person confirms.")
+        return HttpResponseRedirect(reverse("admin:approvals_breakglass_change", args=[glass.pk]))
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
@@ -125,6 +140,9 @@ class BreakGlassAdmin(ReadOnly, GlassModelAdmin):
             "glass": glass,
             "over": breaking_glass.has_lapsed(glass, now()),
             "offers": breaking_glass.offers(glass, signed_in(request), at=now()),
+            "asks_for_code": not second_factor.how(request, now()).is_fresh,
+            "state_in_words": STATES[RequestState(glass.request.state)],
+            **{name: sessions.typed(request, form=f"#{name}") for name in TYPED},
             **(extra_context or {}),
         }
         return TemplateResponse(request, "admin/approvals/breakglass/page.html", context)
@@ -160,8 +178,15 @@ class BreakGlassAdmin(ReadOnly, GlassModelAdmin):
             return back
         if not self.has_view_permission(request, glass):
             raise PermissionDenied
+        for name in TYPED & set(request.POST):
+            sessions.keep_typed(request, request.POST[name], form=f"#{name}", page=back.url)
         try:
             messages.success(request, act(glass))
+            for name in TYPED:
+                sessions.forget_typed(request, form=f"#{name}", page=back.url)
+        except breaking_glass.SecondFactorWanted as wanted:
+            messages.warning(request, str(wanted))
+            return HttpResponseRedirect(second_factor.step_up_url(request, f"{back.url}#confirm"))
         except breaking_glass.Refused as refused:
             messages.error(request, f"Not done. {refused}")
         return back

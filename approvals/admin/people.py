@@ -190,6 +190,12 @@ class PersonSettingsAdmin(SettingsModelAdmin):
         delete_and_record(request, "person.settings", PersonSettings.objects.filter(pk=obj.pk), kept)
 
 
+def people_who_may_sign() -> QuerySet[User]:
+    """Whom forms offer: active, and no program."""
+    programs = PersonSettings.objects.filter(is_service_account=True).values("user_id")
+    return User.objects.filter(is_active=True).exclude(pk__in=programs).order_by("username")
+
+
 class DeputyForm(DeputyModelForm):
     actor: User  # set by the admin
 
@@ -199,7 +205,7 @@ class DeputyForm(DeputyModelForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        people = User.objects.filter(is_active=True, is_staff=True).order_by("username")
+        people = people_who_may_sign().filter(is_staff=True)
         self.fields["deputy"].queryset = people.exclude(pk=self.actor.pk)  # type: ignore[attr-defined]
         principals = people if self.actor.is_superuser else people.filter(pk=self.actor.pk)
         self.fields["principal"].queryset = principals  # type: ignore[attr-defined]
@@ -271,9 +277,7 @@ class TeamMemberForm(TeamModelForm):
         self.fields["scope"] = forms.ChoiceField(
             label="Service", choices=[("", "---------"), *((name, name) for name in scopes.names())]
         )
-        programs = PersonSettings.objects.filter(is_service_account=True).values("user_id")
-        people = User.objects.filter(is_active=True).exclude(pk__in=programs).order_by("username")
-        self.fields["person"].queryset = people  # type: ignore[attr-defined]
+        self.fields["person"].queryset = people_who_may_sign()  # type: ignore[attr-defined]
 
 
 @admin.register(TeamMember)

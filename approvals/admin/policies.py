@@ -56,6 +56,7 @@ class PolicyVersionAdmin(ReadOnly, PolicyModelAdmin):
             "held": held,
             "table": table_of(held.document),
             "may_propose": policies.may_propose(signed_in(request)),
+            "gaps": forecasting.gaps(now()),
         }
         return super().changelist_view(request, {**context, **(extra_context or {})})
 

@@ -16,7 +16,7 @@ from django.utils.timezone import now
 from approvals import pages, requests, second_factor, sessions
 from approvals.admin.parts import STYLES, signed_in
 from approvals.models import ApprovalRequest
-from approvals.policy import RequestState, Tier
+from approvals.policy import PENDING, RequestState, Tier
 from approvals.readonly import ReadOnly
 
 if TYPE_CHECKING:  # Django's classes take no type parameter at run time
@@ -50,7 +50,7 @@ def awaiting_me(request: HttpRequest) -> list[int]:
 class ApprovalRequestAdmin(ReadOnly, RequestModelAdmin):
     actions = None
     nothing = "Nothing here. A request appears when an improvement needs people to sign."
-    list_display = ["title", "scope", "tier", "state", "proposed_by", "age", "expires_at"]
+    list_display = ["title", "service", "tier", "state_shown", "proposer", "age", "deadline"]
     list_filter = [AwaitingFilter, "state", "tier"]
     list_select_related = ["proposed_by"]
     list_per_page = 50
@@ -64,6 +64,28 @@ class ApprovalRequestAdmin(ReadOnly, RequestModelAdmin):
     @admin.display(description="asked", ordering="created_at")
     def age(self, row: ApprovalRequest) -> str:
         return naturaltime(row.created_at)
+
+    @admin.display(description="service", ordering="scope")
+    def service(self, row: ApprovalRequest) -> str:
+        return row.scope or "the whole installation"
+
+    @admin.display(description="state", ordering="state")
+    def state_shown(self, row: ApprovalRequest) -> str:
+        return pages.STATES[pages.state_of(row, now())]
+
+    @admin.display(description="proposed by", ordering="proposed_by__username")
+    def proposer(self, row: ApprovalRequest) -> str:
+        return row.proposed_by.username if row.proposed_by else "RuneRogue"
+
+    @admin.display(description="deadline", ordering="expires_at")
+    def deadline(self, row: ApprovalRequest) -> str:
+        if pages.state_of(row, now()) not in PENDING:
+            return "—"
+        return f"{naturaltime(row.expires_at)} ({row.expires_at:%Y-%m-%d %H:%M} UTC)"
+
+    def get_ordering(self, request: HttpRequest) -> list[str]:
+        """What awaits a signature begins with what expires first; everything else with the newest."""
+        return ["expires_at", "pk"] if request.GET.get("awaiting") == "me" else ["-created_at", "-pk"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ApprovalRequest]:
         return super().get_queryset(request).defer("facts")  # a diff per line of the list is not wanted

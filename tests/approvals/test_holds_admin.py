@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import datetime as dt
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
+from django.urls import reverse
 from django.utils.timezone import now
 from pytest_django import DjangoAssertNumQueries
 
 from approvals import breaking_glass, requests, scopes
 from approvals.models import AuditEntry, BreakGlass, FreezeWindow
-from approvals.policy import Tier
+from approvals.policy import Role, Tier
 from tests.approvals.test_breaking_glass import SHOP, broken, elapse, open_glass, told
 from tests.approvals.test_holding import window
 from tests.approvals.test_requests import PRINT, ask
@@ -153,6 +155,31 @@ def test_wants_a_fresh_second_factor(bob: User, erin: User, how: str) -> None:
     assert "second factor of the last five minutes" in said
     assert not BreakGlass.objects.exclude(confirmed_by=None).exists()
     assert BreakGlass.objects.exists() is (how == "confirm")
+
+
+def test_leads_through_the_code_and_keeps_what_was_typed(told: Any, bob: User, erin: User) -> None:
+    request = ask(subject=SHOP)
+    first, second = signed_in(bob, second_factor=False), signed_in(erin, second_factor=False)
+    opening = f"{GLASSES}open/{request.pk}/"
+    data = {"reason": "The shop is down.", "ticket": "INC-7", "fingerprint": PRINT}
+    assert "asks for a code of your authenticator first" in text_of(first.get(opening))
+    led = first.post(opening, data)
+    assert led.headers["Location"] == f"{reverse('second-factor')}?{urlencode({'next': f'{opening}#open'})}"
+    give_second_factor(first)
+    page = text_of(first.get(opening))
+    assert "The shop is down.</textarea>" in page
+    assert 'value="INC-7"' in page
+    assert "asks for a code" not in page
+    glass_page = first.post(opening, data).headers["Location"]
+    assert "The shop is down.</textarea>" not in text_of(first.get(opening))
+    confirming = glass_page.replace("change", "confirm")
+    led = second.post(confirming)
+    assert led.headers["Location"] == f"{reverse('second-factor')}?{urlencode({'next': f'{glass_page}#confirm'})}"
+    give_second_factor(second)
+    assert "Confirmed" in text_of(second.post(confirming, follow=True))
+    stranger = signed_in(person("ann", Role.VIEWER))
+    stranger.post(glass_page.replace("change", "review"), {"notes": "It was no emergency."})
+    assert stranger.session["typed"] == {f"{glass_page}#notes": "It was no emergency."}
 
 
 def test_shows_everybody_that_it_is_open(alice: User, bob: User, erin: User) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+import html
 import json
 import re
 from typing import Any
@@ -16,7 +17,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.timezone import now
 
-from approvals import deputies, policies, roles, rulebook, scopes
+from approvals import deputies, forecasting, policies, requests, roles, rulebook, scopes
 from approvals.models import (
     ApprovalRequest,
     AuditEntry,
@@ -26,9 +27,10 @@ from approvals.models import (
     RoleGroup,
     TeamMember,
 )
-from approvals.policy import Role
+from approvals.policy import Role, Tier, required
 from approvals.rulebook import DEFAULT
-from tests.people import person
+from approvals.subjects import SubjectRef
+from tests.people import FRESH, person
 
 pytestmark = pytest.mark.django_db
 
@@ -342,3 +344,47 @@ def test_says_in_words_where_there_is_nothing(mallory: User) -> None:
 
 def test_reaches_every_page_from_the_admin(mallory: User) -> None:
     assert reverse("admin:approvals_who_must_sign") in read(as_person(mallory), POLICIES)
+
+
+def test_says_when_nobody_can_sign_and_whom_to_ask(bob: User, carol: User, mallory: User) -> None:
+    ask = (
+        "Nobody can sign this as things are: nobody is left for the signature of the architecture team. "
+        "Ask mallory (administrator) to put somebody into the group “Architecture team”"
+    )
+    assert "Nobody can sign this" not in read(as_person(bob), WHO, tier="high")
+    assert forecasting.gaps(now()) == [
+        "Nobody could sign changes of critical risk: nobody is left for the signature of the CTO. "
+        "Ask mallory (administrator) to put somebody into the group “CTO”."
+    ]
+    PersonSettings.objects.create(user=carol, is_service_account=True)
+    assert f"{ask}." in html.unescape(read(as_person(bob), WHO, tier="high"))
+    request = requests.open_request(
+        SubjectRef("improvement", 1, "An index", "", scope="realm"), requirement=required(Tier.HIGH),
+        fingerprint="f" * 64, proposed_by=None, facts={}, expires_at=now() + DAY,
+    )  # fmt: skip
+    page = html.unescape(read(as_person(bob), f"/admin/approvals/approvalrequest/{request.pk}/change/"))
+    assert f"{ask}." in page
+    assert "carol is the account of a program, and programs never sign." in page
+
+
+def test_does_not_take_a_wish_for_changes_for_a_lack_of_people(bob: User, carol: User, dave: User) -> None:
+    request = requests.open_request(
+        SubjectRef("improvement", 1, "An index", ""), requirement=required(Tier.HIGH), fingerprint="f" * 64,
+        proposed_by=None, facts={}, expires_at=now() + DAY,
+    )  # fmt: skip
+    requests.ask_for_changes(request, person=carol, how=FRESH, reason="Name it otherwise.")
+    page = read(as_person(bob), f"/admin/approvals/approvalrequest/{request.pk}/change/")
+    assert "Missing: the architecture team (carol)" in page
+    assert "Nobody can sign" not in page
+
+
+def test_names_the_service_whose_own_people_cannot_sign(bob: User, carol: User, dave: User, mallory: User) -> None:
+    gone = person("gone", Role.ARCHITECTURE)
+    deputies.name_member("realm", Role.ARCHITECTURE, gone, actor=None)
+    assert forecasting.gaps(now()) == []
+    User.objects.filter(pk=gone.pk).update(is_active=False)
+    assert forecasting.gaps(now()) == [
+        "Nobody could sign changes of high risk in realm: nobody is left for the signature of the architecture team. "
+        "Ask mallory (administrator) to put somebody into the group “Architecture team”, or the CTO to name somebody "
+        "under “Team members” for realm."
+    ]

@@ -386,3 +386,34 @@ def test_wants_a_fresh_second_factor(tier: Tier, decision: Decision, age_seconds
     )
     guarded = decision is Decision.APPROVE and tier.at_least(Tier.HIGH)
     assert isinstance(answer, Refused) == (guarded and age_seconds not in (0.0, 300.0))
+
+
+DAVE, CARL, DEPUTY = person(1, CTO), person(2, LEAD), replace(person(3), stands_in_for=(Principal(1, "p", {CTO}),))  # type: ignore[arg-type]
+# Tier, who there is, who signed, who proposed → how many signatures nobody could give.
+REACH: list[tuple[Tier, tuple[PersonFacts, ...], tuple[PersonFacts, ...], int | None, int]] = [
+    (Tier.HIGH, (), (), None, 1),
+    (Tier.HIGH, (DAVE, CARL), (), None, 1),
+    (Tier.HIGH, (person(4, ARCHITECTURE),), (), None, 0),
+    (Tier.HIGH, (person(4, ARCHITECTURE),), (), 4, 1),
+    (Tier.HIGH, (person(4, ARCHITECTURE, active=False),), (), None, 1),
+    (Tier.HIGH, (replace(person(4, ARCHITECTURE), is_service_account=True),), (), None, 1),
+    (Tier.CRITICAL, (), (), None, 2),
+    (Tier.CRITICAL, (DAVE,), (), None, 1),  # who could give either of two gives one
+    (Tier.CRITICAL, (CARL, DAVE), (), None, 0),
+    (Tier.CRITICAL, (CARL, person(4, LEAD)), (), None, 1),
+    (Tier.CRITICAL, (CARL, DAVE), (), 1, 1),
+    (Tier.CRITICAL, (DAVE,), (CARL,), None, 0),
+    (Tier.CRITICAL, (CARL,), (CARL,), None, 1),
+    (Tier.CRITICAL, (DEPUTY, DAVE), (), None, 1),  # a principal and their deputy count once
+    (Tier.CRITICAL, (DEPUTY, CARL), (), None, 0),
+    (Tier.CRITICAL, (replace(DEPUTY, roles=frozenset({LEAD})), DAVE), (), None, 0),
+]
+
+
+@pytest.mark.parametrize(("tier", "people", "signers", "proposed_by", "left"), REACH)
+def test_sees_what_nobody_could_sign(
+    tier: Tier, people: tuple[PersonFacts, ...], signers: tuple[PersonFacts, ...], proposed_by: int | None, left: int
+) -> None:
+    request = RequestFacts(required(tier), signers=signers, proposed_by=proposed_by)
+    for order in itertools.permutations(people):
+        assert len(policy.out_of_reach(request, order)) == left
