@@ -127,6 +127,7 @@ def kept_out(request: RequestFacts, people: Sequence[PersonFacts]) -> list[str]:
     """Why those may not sign who have a role that could, here or at another service."""
     if not request.requirement.signatures:
         return []
+    request = replace(request, state=RequestState.OPEN)  # that changes are asked for is nobody's own reason
     wanted = frozenset[Role]().union(*request.requirement.signatures)
     found = []
     for person in people:

@@ -61,6 +61,7 @@ class DecisionPage:
     requirement: str
     editors: list[str]
     signatures: list[Signature]
+    voided: list[Signature]
     signed: int
     needs: list[Need]
     stuck: str
@@ -120,6 +121,7 @@ def decision_page(
         requirement=row.needs.reason,
         editors=sorted(user.username for user in row.edited_by.all()),
         signatures=signatures,
+        voided=[one for one in signatures if one.voided_at],
         signed=len(approving),
         needs=forecasting.needs(asked, people) if is_pending else [],
         stuck=stuck,

@@ -37,9 +37,14 @@ def step_up(request: HttpRequest) -> HttpResponse:
 def enrol(request: HttpRequest) -> HttpResponse:
     """Shows the key as a picture and as text, takes the first code, and shows the recovery codes, once."""
     person, onward, at = signed_in(request), onward_from(request), now()
-    if second_factor.has_device(person) and not second_factor.how(request, at).is_fresh:
-        # Whoever finds an open browser must not put a device of their own in the place of the person's.
-        return HttpResponseRedirect(with_next("second-factor", with_next("second-factor-enrol", onward)))
+    if second_factor.has_device(person):
+        if not second_factor.how(request, at).is_fresh:
+            # Whoever finds an open browser must not put a device of their own in the place of the person's.
+            return HttpResponseRedirect(with_next("second-factor", onward or reverse("second-factor-enrol")))
+        if onward:
+            # On the way to something else, it was done in another tab: a second key would only take its place.
+            messages.info(request, "Your authenticator app is set up already.")
+            return HttpResponseRedirect(onward)
     if request.method == "POST":
         codes = second_factor.confirm(person, request.POST.get("code", ""), at)
         if codes is not None:

@@ -83,9 +83,9 @@ class ApprovalRequestAdmin(ReadOnly, RequestModelAdmin):
             return "—"
         return f"{naturaltime(row.expires_at)} ({row.expires_at:%Y-%m-%d %H:%M} UTC)"
 
-    def get_ordering(self, request: HttpRequest) -> list[str]:
+    def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         """What awaits a signature begins with what expires first; everything else with the newest."""
-        return ["expires_at", "pk"] if request.GET.get("awaiting") == "me" else ["-created_at", "-pk"]
+        return ("expires_at", "pk") if request.GET.get("awaiting") == "me" else ("-created_at", "-pk")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ApprovalRequest]:
         return super().get_queryset(request).defer("facts")  # a diff per line of the list is not wanted

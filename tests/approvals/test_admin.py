@@ -9,6 +9,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.core.exceptions import ObjectDoesNotExist
 from django.db import connection, transaction
+from django.template.loader import render_to_string
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -393,3 +394,21 @@ def test_lets_a_deputy_choose_with_whose_right(bob: User, carol: User) -> None:
     signature = request.signatures.get()
     assert (signature.person, signature.on_behalf_of) == (deputy, carol)
     assert "on behalf of <strong>carol</strong>" in client.get(page_of(request)).content.decode()
+
+
+def test_says_in_words_what_is_forbidden_gone_or_from_another_sign_in(db: None) -> None:
+    nora = person("nora")
+    client, careful = Client(raise_request_exception=False), Client(enforce_csrf_checks=True)
+    for one in (client, careful):
+        one.force_login(nora)
+    answers = {
+        403: client.get("/admin/approvals/approvalrequest/"),
+        404: client.get("/admin/nothing/"),
+        4030: careful.post("/admin/second-factor/", {"code": "123456"}),
+    }
+    words = {403: "signed in as <strong>nora</strong>", 404: "nothing at this address", 4030: "from another sign-in"}
+    for kind, answer in answers.items():
+        assert answer.status_code == int(str(kind)[:3])
+        assert words[kind] in answer.content.decode()
+        assert 'href="/admin/"' in answer.content.decode()
+    assert 'href="/admin/"' in render_to_string("500.html")

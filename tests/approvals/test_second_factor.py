@@ -7,6 +7,7 @@ import io
 import re
 from threading import Thread
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from django.contrib.auth.models import User
@@ -389,6 +390,20 @@ def test_lets_nobody_put_another_phone_in_the_place_of_the_first_without_a_code(
     client.post(SETTINGS, {"do": "remove"})
     assert not second_factor.has_device(carol)
     assert second_factor.GIVEN_AT not in client.session
+
+
+def test_sets_up_no_second_key_in_another_tab(carol: User) -> None:
+    client, other, onward = signed_in(carol), signed_in(carol), reverse("admin:approvals_approvalrequest_changelist")
+    address = f"{ENROL}?{urlencode({'next': onward})}"
+    for tab in (client, other):
+        assert 'class="qr"' in tab.get(address).content.decode()
+    key = second_factor.shown_key(Authenticator.objects.get(user=carol))
+    assert "Keep your recovery codes" in client.post(address, {"code": code_of(key)}).content.decode()
+    assert client.post(address, {"code": code_of(key)}).url == onward
+    assert "is set up already" in client.get(address, follow=True).content.decode()
+    assert other.post(address, {"code": code_of(key)}).url == f"{STEP_UP}?{urlencode({'next': onward})}"
+    assert second_factor.shown_key(Authenticator.objects.get(user=carol)) == key
+    assert 'class="qr"' in client.get(ENROL).content.decode(), "another phone is still a choice, from the settings"
 
 
 def test_shows_keys_and_codes_to_nobody_else(bob: User) -> None:
