@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import re
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, Never
@@ -25,32 +24,11 @@ class AppendOnly(TypeError):
         super().__init__("The audit log is append-only: write a new entry with approvals.audit.record instead.")
 
 
-_AS_SPACES = str.maketrans("./_-:#@", " " * 7)
-_WORDS = (
-    "to_tsvector('simple'::regconfig, translate(approvals_auditentry.actor || ' ' || approvals_auditentry.action"
-    " || ' ' || approvals_auditentry.subject || ' ' || left(approvals_auditentry.because, 10000),"
-    " './_-:#@', '       '))"
-)
-
-
 class AuditEntryQuerySet(models.QuerySet["AuditEntry"]):
     def about(self, subject: models.Model) -> AuditEntryQuerySet:
         """Everything recorded about one row, oldest first."""
         kind, subject_id, _ = subject_columns(subject)
         return self.filter(subject_kind=kind, subject_id=subject_id).order_by("sequence")
-
-    def saying(self, words: str) -> AuditEntryQuerySet:
-        """The entries whose subject, reason, person or action has all these words, or words that begin so.
-
-        Of a reason, its first 10,000 characters are looked at.
-        """
-        found = re.findall(r"\w+", words.translate(_AS_SPACES))
-        if not found:
-            return self.none() if words.strip() else self
-        asked = " & ".join(f"{word}:*" for word in found)
-        # Spelled exactly as the index audit_words is.
-        matching: AuditEntryQuerySet = self.extra(where=[f"{_WORDS} @@ to_tsquery('simple', %s)"], params=[asked])  # type: ignore[assignment]  # noqa: S610
-        return matching
 
     def values_of(self, column: str) -> list[str]:
         """The distinct values of an indexed column, by skipping from one to the next in its index.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import html
 import re
 from pathlib import Path
 from typing import Any
@@ -245,13 +246,40 @@ def numbers(page: str) -> list[int]:
     return [int(found) for found in re.findall(r"/auditentry/(\d+)/change/", page)]
 
 
+def follow(client: Client, address: str, relation: str) -> list[list[int]]:
+    """The entries of this page and of those behind its links of this relation."""
+    found = []
+    while True:
+        page = client.get(LOG + address).content.decode()
+        found.append(numbers(page))
+        link = re.search(rf'<a href="([^"]*)" rel="{relation}"', page)
+        if not link:
+            return found
+        address = html.unescape(link[1])
+
+
+def test_says_what_is_looked_for_and_how_to_get_rid_of_it(carol: User) -> None:
+    write(3)
+    client = as_person(carol)
+    page = client.get(LOG, {"q": "reas", "action": "odd", "correlation": "x", "before": "no number"}).content.decode()
+    for name, value in (("words", "reas"), ("action", "odd"), ("correlation", "x")):
+        assert f"{name}: <strong>{value}</strong>" in page
+    assert 'href="?q=reas&amp;correlation=x"' in page
+    assert '<input type="hidden" name="correlation" value="x">' in page
+    assert "Words that begin so: reas*" in page
+    assert "2 entries match" in client.get(LOG, {"q": "reas*", "action": "even"}).content.decode()
+    assert "Nothing matches" in client.get(LOG, {"q": "nothing*"}).content.decode()
+    assert "Nothing matches" in client.get(LOG, {"q": "%!"}).content.decode()
+
+
 def test_pages_through_the_log_newest_first(carol: User) -> None:
     client = as_person(carol)
     client.get(LOG)  # which is noted, once: entry 1
     write(250)
-    pages = [numbers(client.get(LOG, {"p": number}).content.decode()) for number in (1, 2, 3)]
-    assert pages == [list(range(251, 151, -1)), list(range(151, 51, -1)), list(range(51, 0, -1))]
-    assert numbers(client.get(LOG, {"action": "odd", "p": 2}).content.decode()) == list(range(51, 1, -2))
+    assert follow(client, "", "next") == [list(range(251, 151, -1)), list(range(151, 51, -1)), list(range(51, 0, -1))]
+    assert follow(client, "?action=odd", "next")[1] == list(range(51, 1, -2))
+    assert follow(client, "?after=0", "prev")[:2] == [list(range(100, 0, -1)), list(range(200, 100, -1))]
+    assert follow(client, "?after=0", "prev")[2] == list(range(251, 151, -1))  # a full page, and the newest one
     assert numbers(client.get(LOG, {"q": "reason 249"}).content.decode()) == [251]
     assert numbers(client.get(LOG, {"actor": "nobody"}).content.decode()) == []
     assert "odd" in client.get(LOG).content.decode()
