@@ -2,7 +2,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("improvements", "0006_digest")]
+    dependencies = [("improvements", "0007_drills")]
 
     operations = [
         migrations.AddField(
