@@ -15,6 +15,8 @@ from approvals import bundling, chain, checkpoints, roles, statements, verifying
 from approvals.models.audit import AuditEntry, AuditTombstone
 from approvals.policy import Role
 
+PIECE = 10_000  # entries removed in one transaction, during which nobody else can write to the log
+
 
 class CannotArchive(ValueError):
     """Nothing was removed; the message says why."""
@@ -38,24 +40,35 @@ def archive(
     manifest = bundling.write(folder, span, at=at)
     _verify_alone(folder, pinned)
     digest = chain.file_digest(folder / "manifest.json")
+    for first in range(span.first, span.sealed + 1, PIECE):
+        _remove(first, min(first + PIECE - 1, span.sealed), digest, by=by, because=because, at=at)
+    return manifest
+
+
+def _remove(first: int, through: int, archive: str, *, by: User, because: str, at: dt.datetime) -> None:
+    """One piece from the beginning of the log, with a tombstone of its own: the log is whole after each of them.
+
+    The file comes first. Cut short, the next run archives what is left.
+    """
+    prev_hash = AuditEntry.objects.values_list("prev_hash", flat=True).get(pk=first)
+    its_hash = AuditEntry.objects.values_list("hash", flat=True).get(pk=through)
     with statements.locked():
-        fields = {"from": span.first, "to": span.sealed, "prev_hash": manifest["prev_hash"]}
-        fields |= {"hash": manifest["hash"], "count": manifest["count"], "archive": digest}
+        fields = {"from": first, "to": through, "prev_hash": prev_hash, "hash": its_hash}
+        fields |= {"count": through - first + 1, "archive": archive}
         told, statement = statements.append("tombstone", fields, at=at)
     with transaction.atomic():
         checkpoints.tell("audit.tombstone", told, statement, actor=by, because=because)
         AuditTombstone.objects.create(
-            first=span.first,
-            through=span.sealed,
-            prev_hash=manifest["prev_hash"],
-            hash=manifest["hash"],
+            first=first,
+            through=through,
+            prev_hash=prev_hash,
+            hash=its_hash,
             statement=statement,
-            archive=digest,
+            archive=archive,
             at=at,
         )
         with connection.cursor() as cursor:  # the model refuses; the triggers pass what the tombstone names
-            cursor.execute("DELETE FROM approvals_auditentry WHERE sequence <= %s", [span.sealed])
-    return manifest
+            cursor.execute("DELETE FROM approvals_auditentry WHERE sequence <= %s", [through])
 
 
 def _span(before: dt.datetime) -> bundling.Span:

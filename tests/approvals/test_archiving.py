@@ -4,6 +4,7 @@ import datetime as dt
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
@@ -12,7 +13,7 @@ from django.db import IntegrityError, connection, transaction
 from django.test import Client
 from django.utils.timezone import now
 
-from approvals import audit, bundling, chain, checkpoints, statements, verifying
+from approvals import archiving, audit, bundling, chain, checkpoints, statements, verifying
 from approvals.models import AuditEntry, AuditTombstone
 from tests.approvals.test_checkpoints import run_alone
 from tests.audit_log import triggers_off, write
@@ -56,6 +57,35 @@ def test_archives_whole_parts_and_both_halves_still_verify(tmp_path: Path, dave:
     checkpoints.write(now())
     with pytest.raises(CommandError, match="nothing to archive"):
         archive(tmp_path / "none", before)
+
+
+def test_removes_in_pieces_and_goes_on_after_it_was_cut_short(
+    tmp_path: Path, dave: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = fill()
+    monkeypatch.setattr(archiving, "PIECE", 2)
+    tell = checkpoints.tell
+
+    def tell_once(action: str, told: dict[str, Any], digest: str, **more: Any) -> AuditEntry:
+        if told["from"] > 1:
+            raise KeyboardInterrupt
+        return tell(action, told, digest, **more)
+
+    monkeypatch.setattr(checkpoints, "tell", tell_once)
+    with pytest.raises(KeyboardInterrupt):
+        archive(tmp_path / "cut", before)
+    first = AuditEntry.objects.order_by("sequence").values_list("sequence", flat=True)
+    assert first[0] == 3
+    assert verifying.verify().fault is None
+    monkeypatch.setattr(checkpoints, "tell", tell)
+    assert "Entries 3 to 5 are in" in archive(tmp_path / "rest", before)
+    assert first[0] == 6
+    assert verifying.verify().fault is None
+    spans = AuditTombstone.objects.order_by("first").values_list("first", "through")
+    assert list(spans) == [(1, 2), (3, 4), (5, 5)]
+    bundling.export(tmp_path / "new", at=now())
+    for old in ("cut", "rest"):
+        assert run_alone(tmp_path / old, tmp_path / "new", cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize(("by", "why"), [("bob", "neither the CTO"), ("nobody", "Nobody is called")])

@@ -1,7 +1,6 @@
 """The audit log: appends by eight processes at once, verifying, and its page with a million entries.
 
-A process of its own with engines of its own, which here are durable as in production: what an append costs is mostly
-the wait for the disk.
+A process of its own with engines of its own, which here are durable as in production: an append waits for the disk.
 """
 
 from __future__ import annotations
