@@ -45,6 +45,7 @@ class Action(StrEnum):
 
     OPENED = "approval.opened"
     SIGNED = "approval.signed"
+    REFUSED = "approval.refused"
     REVOKED = "approval.revoked"
     COMMENTED = "approval.commented"
     SIGNATURE_VOIDED = "approval.signature_voided"

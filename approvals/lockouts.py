@@ -186,7 +186,9 @@ def tell(at: dt.datetime) -> int:
                 groups[minute, action, name][origin] = count
         people = {one.username: one for one in User.objects.filter(username__in={name for _, _, name in groups})}
         for (minute, action, name), origins in sorted(groups.items()):
-            audit.record(action, people.get(name), because=in_words(action, name, origins), data=_data(minute, origins))
+            outcome = audit.Outcome.FAILED if action == FAILED else audit.Outcome.REFUSED
+            because, data = in_words(action, name, origins), _data(minute, origins)
+            audit.record(action, people.get(name), because=because, data=data, outcome=outcome)
     return len(groups)
 
 

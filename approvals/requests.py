@@ -254,6 +254,36 @@ def decide(
     seen: str | None,
     on_behalf_of: int | None = None,
 ) -> ApprovalRequest:
+    """Decide, and keep in the log that somebody tried who may not. What comes too late or again is no attempt."""
+    try:
+        return decide_allowed(request, person, decision, how, reason, seen, on_behalf_of)
+    except SecondFactorWanted:
+        raise
+    except Refused as refused:
+        if not refused.is_conflict:
+            # In a transaction of its own: that of the decision is undone.
+            with transaction.atomic():
+                data = {**identity(request), "decision": decision, "rule": refused.rule, "channel": how.channel}
+                audit.record(
+                    Action.REFUSED,
+                    request,
+                    actor=person,
+                    because=refused.why,
+                    data=data,
+                    outcome=audit.Outcome.REFUSED,
+                )
+        raise
+
+
+def decide_allowed(
+    request: ApprovalRequest,
+    person: User,
+    decision: Decision,
+    how: How,
+    reason: str,
+    seen: str | None,
+    on_behalf_of: int | None,
+) -> ApprovalRequest:
     reason = reason.strip()
     refuse_too_long(reason)
     with transaction.atomic():

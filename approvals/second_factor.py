@@ -128,7 +128,8 @@ def verify(person: User, code: str, at: dt.datetime) -> bool:
             )
             return True
         device.refuse()
-        audit.record(Action.FAILED, person, actor=person, data={"in_a_row": device.throttling_failure_count})
+        data = {"in_a_row": device.throttling_failure_count}
+        audit.record(Action.FAILED, person, actor=person, data=data, outcome=audit.Outcome.FAILED)
         return False
 
 
@@ -170,7 +171,8 @@ def confirm(person: User, code: str, at: dt.datetime) -> list[str] | None:
             return None
         if not _accepted(device, code.replace(" ", ""), at):
             device.refuse()
-            audit.record(Action.FAILED, person, actor=person, because="Wrong first code of a new authenticator.")
+            because = "Wrong first code of a new authenticator."
+            audit.record(Action.FAILED, person, actor=person, because=because, outcome=audit.Outcome.FAILED)
             return None
         return _put_into_force(device, person, at, actor=person)
 

@@ -154,6 +154,8 @@ def test_tells_which_rule_refused_and_keeps_the_text(alice: User, carol: User, m
     own = ask(proposed_by=carol)
     assert "Not recorded. Nobody signs what they proposed" in decide(as_person(carol), own)
     assert "has no such role" in decide(as_person(mallory), own)
+    refused = AuditEntry.objects.filter(action="approval.refused").order_by("sequence")
+    assert [(one.actor, one.outcome) for one in refused] == [("carol", "refused"), ("mallory", "refused")]
     other = ask(2)
     assert "needs a written reason" in decide(as_person(carol), other, reason=" ")
     kept = decide(as_person(carol), other, fingerprint="e" * 64, reason="my long thoughts")

@@ -130,7 +130,9 @@ def test_ends_with_a_no_whoever_said_yes(bob: User, dave: User) -> None:
     assert (standing.state, standing.why) == (StandingState.REJECTED, "too much at once")
 
 
-def test_leaves_nothing_behind_when_it_refuses(alice: User, bob: User, carol: User, erin: User, mallory: User) -> None:
+def test_leaves_nothing_but_a_note_of_the_attempt_when_it_refuses(
+    alice: User, bob: User, carol: User, erin: User, mallory: User
+) -> None:
     proposed = ask(proposed_by=carol)
     edited = ask(subject=SubjectRef("thing", 2, "Other"), edited_by=[carol])
     overdue = ask(subject=SubjectRef("thing", 3, "Late"), expires_at=now())
@@ -150,7 +152,9 @@ def test_leaves_nothing_behind_when_it_refuses(alice: User, bob: User, carol: Us
             with pytest.raises(Refused, match=why):
                 decision(request, person=who, how=FRESH, reason=reason)
     assert not Signature.objects.exists()
-    assert AuditEntry.objects.count() == before
+    attempts = AuditEntry.objects.filter(action="approval.refused", outcome="refused")
+    assert attempts.count() == 2 * 8, "all but those that came too late"
+    assert AuditEntry.objects.count() == before + attempts.count()
 
 
 def test_refuses_a_signature_under_something_else(carol: User) -> None:

@@ -244,6 +244,7 @@ def test_folds_failures_by_minute_and_name(ann: User) -> None:
         ("signin.locked", "RuneRogue", "1 lock-out as ann from 1 address."),
     ]
     entry = AuditEntry.objects.filter(action="signin.failed").latest("sequence")
+    assert entry.outcome == "failed"
     assert (entry.subject_kind, entry.subject) == ("auth.user", "ann")
     assert (entry.data["count"], entry.data["addresses"], len(entry.data["from"])) == (7, 2, 2)
     assert UntoldFailure.objects.count() == 1
