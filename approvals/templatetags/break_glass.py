@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django import template
+from django.utils.timezone import now
 
 from approvals import breaking_glass
 from approvals.holding import NO_ROLLOUT
@@ -21,7 +22,10 @@ def break_glass_banner(context: template.Context) -> dict[str, Any]:
     if user is None or not user.is_active or not user.is_staff:
         return {"glasses": []}
     rows = BreakGlass.objects.unsettled().select_related("request", "opened_by", "confirmed_by")
-    return {"glasses": list(rows.order_by("opened_at")[:MOST_SHOWN])}
+    at = now()
+    shown = [(glass, breaking_glass.has_lapsed(glass, at)) for glass in rows.order_by("opened_at")[:MOST_SHOWN]]
+    # A tick writes down what lapsed; until then the clock says it. What nobody confirmed in time is over for good.
+    return {"glasses": [(glass, over) for glass, over in shown if glass.confirmed_at or not over]}
 
 
 @register.inclusion_tag("admin/approvals/breakglass/of_request.html")

@@ -193,6 +193,19 @@ def test_shows_everybody_that_it_is_open(alice: User, bob: User, erin: User) -> 
     assert "Confirm break-glass" not in text_of(client.get(f"{GLASSES}{glass.pk}/change/"))
 
 
+def test_shows_by_the_clock_that_it_is_over(told: Any, alice: User, bob: User, erin: User) -> None:
+    client = signed_in(alice)
+    open_glass(ask(Tier.MEDIUM), erin)
+    elapse(hours=1)
+    assert "Break-glass</strong>" not in text_of(client.get("/admin/"))
+    glass = broken(ask(Tier.HIGH), bob, erin)
+    elapse(hours=5)
+    assert glass.state == BreakGlass.State.CONFIRMED, "no tick has written it down"
+    assert "by bob and erin is over (lapsed) and has to be reviewed" in text_of(client.get("/admin/"))
+    page = text_of(client.get(f"{GLASSES}{glass.pk}/change/"))
+    assert "lapsed</span> Its time is up" in page
+
+
 def test_lists_uses_with_their_reviews_and_few_queries(
     alice: User, bob: User, erin: User, django_assert_max_num_queries: DjangoAssertNumQueries
 ) -> None:
