@@ -14,9 +14,9 @@ from approvals import policy, requests, scopes, tokens
 from approvals.models import ApprovalRequest, AuditEntry, Authenticator, Scope
 from approvals.policy import CONFLICTS, Role, Rule, Tier
 from approvals.subjects import SubjectRef
-from tests.approvals.test_requests import at_once
 from tests.authenticators import code_of, enrolled
 from tests.people import FRESH, person
+from tests.racing import at_once
 
 PRINT = "f" * 64
 

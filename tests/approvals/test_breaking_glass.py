@@ -20,8 +20,9 @@ from approvals.policy import Channel, How, PersonFacts, RequestState, Reset, Rol
 from approvals.requests import StandingState
 from approvals.subjects import SubjectRef
 from tests.approvals.test_holding import window
-from tests.approvals.test_requests import PRINT, actions, ask, at_once
+from tests.approvals.test_requests import PRINT, actions, ask
 from tests.people import FRESH, person
+from tests.racing import at_once
 
 pytestmark = pytest.mark.django_db
 SHOP = SubjectRef("thing", 1, "Prefetch guilds", "/things/1", scope="shop")

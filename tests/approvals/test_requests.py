@@ -21,6 +21,7 @@ from approvals.policy import RequestState, Role, Tier
 from approvals.requests import Refused, StandingState
 from approvals.subjects import SubjectRef
 from tests.people import FRESH, person
+from tests.racing import at_once
 
 PRINT = "f" * 64
 SUBJECT = SubjectRef("thing", 1, "Prefetch guilds", "/things/1")
@@ -471,28 +472,6 @@ def test_keeps_a_no_whatever_gets_worse(carol: User) -> None:
 
 
 # --- Races, with a thread and a connection for each ---------------------------------------------------------------
-
-
-def at_once(*acts: Callable[[], object]) -> list[object]:
-    """Run all at the same time; what each returned or raised."""
-    start = threading.Barrier(len(acts))
-    results: list[object] = [None] * len(acts)
-
-    def run(place: int) -> None:
-        try:
-            start.wait()
-            results[place] = acts[place]()
-        except Exception as error:  # noqa: BLE001 (told to the test)
-            results[place] = error
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(acts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
 
 
 @pytest.mark.django_db(transaction=True)

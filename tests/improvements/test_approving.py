@@ -30,11 +30,11 @@ from improvements.authors import Patch
 from improvements.models import Improvement, LostRace, Release, Rollout, State
 from improvements.outcome import Evidence, Outcome, Verdict, Waiting
 from monitoring.models import QualityReport
-from tests.approvals.test_requests import at_once
 from tests.improvements.factories import FindingFactory, ImprovementFactory, in_state
 from tests.improvements.world import Shop
 from tests.monitoring.factories import samples
 from tests.people import FRESH, person
+from tests.racing import at_once
 
 pytestmark = pytest.mark.django_db
 

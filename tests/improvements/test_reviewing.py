@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-import threading
 from collections.abc import Callable
 from zoneinfo import ZoneInfo
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, transaction
 from django.utils.timezone import now
 
 from approvals import roles, rulebook
@@ -22,6 +21,7 @@ from improvements.governance.reviewing import Refused
 from improvements.models import Review
 from tests.monitoring.notices import contact, step
 from tests.people import person
+from tests.racing import at_once
 
 pytestmark = pytest.mark.django_db
 AT = dt.datetime(2026, 11, 23, 0, 10, tzinfo=dt.UTC)  # a Monday, ten minutes into week 48
@@ -372,38 +372,17 @@ def test_is_signed_off_once(bob: User) -> None:
 # --- Races, with a thread and a connection for each ---------------------------------------------------------------
 
 
-def race(*acts: Callable[[], object]) -> list[object]:
-    """Run all at once; what each returned or raised."""
-    start, results = threading.Barrier(len(acts)), [None] * len(acts)
-
-    def run(place: int) -> None:
-        try:
-            start.wait(20)
-            results[place] = acts[place]()
-        except Exception as error:  # noqa: BLE001
-            results[place] = error
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(acts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
-
 @pytest.mark.django_db(transaction=True)
 def test_parallel_workers_and_signers_have_one_outcome(began: Callable[[dt.datetime | None], None]) -> None:
     began(AT - dt.timedelta(days=3))
     leads = [person(f"lead{number}", Role.LEAD) for number in range(6)]
-    made = race(*[lambda: reviewing.make_due(AT)] * 6)
+    made = at_once(*[lambda: reviewing.make_due(AT)] * 6)
     assert sorted(len(one) for one in made) == [0, 0, 0, 0, 0, 1]
     review = Review.objects.get()
     due = AT + dt.timedelta(days=14)
-    assert sorted(race(*[lambda: reviewing.escalate_overdue(due)] * 4)) == [0, 0, 0, 1]
+    assert sorted(at_once(*[lambda: reviewing.escalate_overdue(due)] * 4)) == [0, 0, 0, 1]
 
-    results = race(
+    results = at_once(
         *(lambda lead=lead: reviewing.sign_off(review, person=lead, notes="All well.", at=AT) for lead in leads),
         lambda: reviewing.escalate_overdue(AT + dt.timedelta(days=30)),
     )
