@@ -1,9 +1,9 @@
 """Leafing through the audit log: one page of what matches, newest first, and the way to older and newer ones.
 
-A page costs the same wherever it is and however much matches: nothing is counted, nothing is skipped, and the search
-goes from part to part of the log and ends when the page is full. Every part is one word of the index audit_found, as
-are the words of an entry (of a reason its first 10,000 characters), who, what and the kind of its subject. PostgreSQL
-follows all of them at once and jumps over what only some of them have.
+Nothing is counted and nothing is skipped, and the search goes from part to part of the log and ends when the page is
+full. Every part is one word of the index audit_found, as are the words of an entry (of a reason its first 10,000
+characters), who, what and the kind of its subject. PostgreSQL follows all of them at once and jumps over what only some
+of them have. What costs more in a long log: beginnings of common words, and common words that never stand together.
 """
 
 from __future__ import annotations
